@@ -1,0 +1,145 @@
+"""What a config field is: one place for its type, default, help, choices and limits.
+
+Flags, environment, TOML and config.json all pass through `build`, so an unknown key or a bad value
+reads the same wherever it came from. Values keep the precedence
+flag > environment (`LMCLI_STEPS`) > `--config file.toml` > default.
+"""
+
+import dataclasses
+import difflib
+import math
+import os
+import tomllib
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lmcli.config import units
+from lmcli.errors import LmcliError, MissingInputError, UsageError
+
+T = TypeVar("T")
+
+# Environment names that are not config fields.
+RESERVED = ("LMCLI_ARTIFACTS", "LMCLI_TEST_DATA", "LMCLI_CRASH_AT")
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[str, ...] = (),
+    low: float | None = None,
+    high: float | None = None,
+    unit: str = "",
+) -> Any:
+    """A dataclass field; `unit` is `count` for whole numbers that may be written 10k or 10M."""
+    meta = {"help": help, "choices": choices, "low": low, "high": high, "unit": unit}
+    return dataclasses.field(default=default, metadata=meta)
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def kind(field: "dataclasses.Field[Any]") -> type:
+    """The plain type of a field: int, float, str or bool (`int | None` counts as int)."""
+    hint = field.type
+    if isinstance(hint, types.UnionType):
+        hint = next(a for a in typing.get_args(hint) if a is not type(None))
+    if not isinstance(hint, type):
+        raise TypeError(f"field {field.name} has no plain type: {hint}")
+    return hint
+
+
+def optional(field: "dataclasses.Field[Any]") -> bool:
+    return isinstance(field.type, types.UnionType)
+
+
+def convert(field: "dataclasses.Field[Any]", value: Any, where: str) -> Any:
+    """`value` (text or TOML/JSON value) as the field's type, or a UsageError naming `where`."""
+    if value is None and optional(field):
+        return None
+    want, meta = kind(field), field.metadata
+    try:
+        if want is bool:
+            words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+            value = value if isinstance(value, bool) else words[str(value).lower()]
+        elif want is int:
+            if isinstance(value, bool) or (isinstance(value, float) and value != int(value)):
+                raise ValueError
+            value = units.parse_count(value) if isinstance(value, str) else int(value)
+        elif want is float:
+            if isinstance(value, bool):
+                raise ValueError
+            value = float(value)
+        elif not isinstance(value, str):
+            raise ValueError
+    except LmcliError as error:
+        raise UsageError(f"{where}: {error}") from None
+    except (KeyError, ValueError, TypeError, OverflowError):
+        noun = {bool: "true or false", int: "a whole number", float: "a number"}.get(want, "text")
+        raise UsageError(f"{where} takes {noun}, not {value!r}") from None
+    if meta["choices"] and value not in meta["choices"]:
+        close = suggest(str(value), meta["choices"])
+        raise UsageError(f"{where} is one of {', '.join(meta['choices'])}, not {value!r}{close}")
+    if want in (int, float):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"{where} must be finite, not {value}")
+        if meta["low"] is not None and value < meta["low"]:
+            raise UsageError(f"{where} must be at least {meta['low']:g}, not {value:g}")
+        if meta["high"] is not None and value > meta["high"]:
+            raise UsageError(f"{where} must be at most {meta['high']:g}, not {value:g}")
+    return value
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def build(cls: type[T], values: Mapping[str, Any], where: Callable[[str], str] = flag) -> T:
+    """An instance of a config dataclass; unknown keys and bad values are UsageErrors."""
+    known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in values:
+        if key not in known:
+            raise UsageError(f"{where(key)} is not a setting{suggest(key, known)}")
+    return cls(**{key: convert(known[key], value, where(key)) for key, value in values.items()})
+
+
+def collect(
+    fields: Mapping[str, "dataclasses.Field[Any]"],
+    flags: Mapping[str, Any],
+    config_file: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """The values the user gave for `fields`, by precedence; defaults are left out."""
+    found: dict[str, Any] = {}
+    if config_file is not None:
+        for key, value in read_toml(config_file).items():
+            if key not in fields:
+                raise UsageError(f"{config_file}: unknown key {key!r}{suggest(key, fields)}")
+            found[key] = convert(fields[key], value, f"{config_file}: {key}")
+    environ = os.environ if environ is None else environ
+    for key, field in fields.items():
+        name = "LMCLI_" + key.upper()
+        if name in environ and name not in RESERVED:
+            found[key] = convert(field, environ[name], name)
+    for key, value in flags.items():
+        if value is not None and key in fields:
+            found[key] = convert(fields[key], value, flag(key))
+    return found
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A flat TOML table of settings."""
+    try:
+        with open(path, "rb") as file:
+            table = tomllib.load(file)
+    except FileNotFoundError:
+        raise MissingInputError(f"--config {path}: no such file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config {path}: not valid TOML: {error}") from None
+    return table
