@@ -1,0 +1,1 @@
+"""The artifact directory: names, hashes, the only writer, locks."""

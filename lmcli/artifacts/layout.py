@@ -1,0 +1,98 @@
+"""The only speller of file names in the artifact directory.
+
+artifacts/
+  tokenizers/<name>/   tokenizer.json  manifest.json
+  datasets/<name>/     tokenizer.json  {train,val,test}.bin  .idx  manifest.json
+  runs/<name>/         config.json  tokenizer.json  manifest.json  status.json  LOCK
+                       metrics.jsonl  perf.jsonl  events.jsonl  evals/*.json
+                       checkpoints/index.json
+                       checkpoints/step-000500/{model,optimizer}.safetensors state.json manifest.json
+"""
+
+import os
+import re
+from pathlib import Path
+
+from lmcli.errors import MissingInputError, UsageError
+
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.json"
+CONFIG = "config.json"
+STATUS = "status.json"
+LOCK = "LOCK"
+METRICS = "metrics.jsonl"
+PERF = "perf.jsonl"
+EVENTS = "events.jsonl"
+CHECKPOINTS = "checkpoints"
+INDEX = "index.json"
+MODEL = "model.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+STATE = "state.json"
+EVALS = "evals"
+SPLITS = ("train", "val", "test")
+FOLDERS = {"tokenizer": "tokenizers", "dataset": "datasets", "run": "runs"}
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+def root(given: str | None) -> Path:
+    """`--artifacts DIR`, else `$LMCLI_ARTIFACTS`, else `./artifacts`."""
+    return Path(given or os.environ.get("LMCLI_ARTIFACTS") or "artifacts")
+
+
+def is_path(reference: str) -> bool:
+    return reference.startswith(("./", "../", "/"))
+
+
+def new(root: Path, kind: str, reference: str) -> Path:
+    """Where an artifact of `kind` called `reference` belongs."""
+    if is_path(reference):
+        return Path(reference)
+    name = reference.removeprefix(FOLDERS[kind] + "/")
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"{reference!r} cannot be a name; use letters, digits, dot, dash and underscore"
+        )
+    return root / FOLDERS[kind] / name
+
+
+def find(root: Path, reference: str, kind: str | None = None) -> Path:
+    """The existing artifact that `reference` (a name, `kind/name` or a path) means."""
+    kinds = [kind] if kind else list(FOLDERS)
+    if is_path(reference):
+        path = Path(reference)
+        if not path.is_dir():
+            raise MissingInputError(f"{reference}: no such folder")
+        return path
+    folder, slash, name = reference.partition("/")
+    if slash:
+        kinds = [k for k in kinds if FOLDERS[k] == folder]
+    else:
+        name = reference
+    found = [root / FOLDERS[k] / name for k in kinds if (root / FOLDERS[k] / name).is_dir()]
+    if not name or not _NAME.fullmatch(name) or not found:
+        what = kind or "artifact"
+        there = sorted(
+            p.name for k in kinds for p in (root / FOLDERS[k]).glob("[!.]*") if p.is_dir()
+        )
+        listing = f"; there are {', '.join(there[:8])}" if there else ""
+        raise MissingInputError(f"no {what} called {reference!r} under {root}{listing}")
+    if len(found) > 1:
+        choices = " or ".join(f"{p.parent.name}/{p.name}" for p in found)
+        raise UsageError(f"{reference!r} names several artifacts; say {choices}")
+    return found[0]
+
+
+def creation_lock(directory: Path) -> Path:
+    """The lock file of an artifact that may not exist yet."""
+    return directory.with_name(f".lock-{directory.name}")
+
+
+def checkpoint(run: Path, step: int) -> Path:
+    return run / CHECKPOINTS / f"step-{step:06d}"
+
+
+def step_of(checkpoint: Path) -> int | None:
+    """The step in a checkpoint folder's name, or None for anything else."""
+    match = re.fullmatch(r"step-(\d{6,})", checkpoint.name)
+    return int(match[1]) if match else None

@@ -1,0 +1,107 @@
+"""The `lmcli` command: a static table of subcommands, loaded one at a time, and the error boundary.
+
+Nothing here, and nothing a `--help` needs, imports torch, numpy or rich.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import click
+
+from lmcli import __version__
+from lmcli.errors import LmcliError
+
+# name -> (module under lmcli.commands, help line); the order is the order of a first project.
+COMMANDS = {
+    "quickstart": ("quickstart", "The whole pipeline on your text, in a few CPU minutes."),
+    "tokenizer": ("tokenizer", "Train a tokenizer; encode, decode and inspect with it."),
+    "data": ("data", "Build, check and show memory-mapped datasets."),
+    "train": ("train", "Train a model; the same command again resumes it."),
+    "sample": ("sample", "Generate text from prompts; a filter for pipes."),
+    "eval": ("eval", "Perplexity and bits per byte of a run on a dataset."),
+    "ls": ("ls", "List the artifacts."),
+    "show": ("show", "One artifact: what it is, what it came from."),
+    "status": ("status", "The state of a run: step, loss, resumable or not."),
+    "verify": ("verify", "Read every byte of an artifact and check its hashes."),
+    "rm": ("rm", "Move an artifact to the trash; never a parent in use."),
+    "doctor": ("doctor", "This machine, the versions, and what lmcli would choose."),
+}
+
+
+class LazyGroup(click.Group):
+    """Subcommands by name from COMMANDS; a module is imported when its command is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        command: click.Command = import_module(f"lmcli.commands.{COMMANDS[name][0]}").command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            from lmcli.config.fields import suggest
+
+            ctx.fail(f"no command {args[0]!r}{suggest(args[0], COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Start with: lmcli quickstart",
+)
+@click.version_option(__version__, prog_name="lmcli")
+def cli() -> None:
+    """From raw text to a trained, sampled and measured language model."""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs one command line and returns its exit code; the one place where errors end."""
+    try:
+        result = cli.main(args=args, prog_name="lmcli", standalone_mode=False)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.ClickException as error:
+        context = error.ctx if isinstance(error, click.UsageError) else None
+        hint = f" (see `{context.command_path} --help`)" if context else ""
+        return _fail(error.format_message().rstrip(".") + hint, 2)
+    except LmcliError as error:
+        return _fail(str(error), error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        return _fail("stopped", 130)
+    except BrokenPipeError:
+        # The reader left (`| head -1`): keep the interpreter from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}{error.strerror or error}", 74)
+    except MemoryError:
+        return _fail("out of memory; use a smaller batch or model", 71)
+    except RuntimeError as error:
+        if "can't allocate memory" in str(error) or "out of memory" in str(error):
+            return _fail("out of memory; lower --micro-batch-size or the model's size", 71)
+        raise
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"lmcli: {message}", file=sys.stderr, flush=True)
+    return code
+
+
+def run() -> None:
+    """The console script."""
+    sys.exit(main())

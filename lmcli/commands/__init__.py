@@ -1,0 +1,1 @@
+"""One thin file per subcommand; `options` holds the flag families they share."""

@@ -1,0 +1,59 @@
+"""How a model is trained: optimizer, schedule, batch, intervals, machine."""
+
+from dataclasses import dataclass
+
+from lmcli.config.fields import option
+from lmcli.errors import UsageError
+
+# What may change when a run is continued; each change is recorded as an event in the run.
+CHANGEABLE = ("steps", "eval_every", "save_every", "log_every", "device")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """The training half of a run's config.json. Sizes are per optimizer step, over all ranks."""
+
+    steps: int = option(1000, "optimizer steps in all", low=1, unit="count")
+    batch_size: int = option(16, "sequences per step", low=1, unit="count")
+    micro_batch_size: int = option(
+        0, "sequences per forward pass; the step accumulates them; 0: batch_size", low=0
+    )
+    optimizer: str = option(
+        "adamw", "adamw, or muon for the blocks' matrices", choices=("adamw", "muon")
+    )
+    lr: float = option(3e-3, "peak learning rate", low=0)
+    schedule: str = option(
+        "cosine", "learning-rate schedule", choices=("cosine", "linear", "constant", "wsd")
+    )
+    warmup_steps: int = option(20, "steps of linear warm-up", low=0, unit="count")
+    decay_fraction: float = option(0.4, "share of the steps that wsd decays over", low=0, high=1)
+    final_lr_fraction: float = option(0.0, "learning rate at the end, of the peak", low=0, high=1)
+    weight_decay: float = option(0.1, "decoupled weight decay on matrices", low=0)
+    beta1: float = option(0.9, "AdamW first-moment decay", low=0, high=0.9999)
+    beta2: float = option(0.95, "AdamW second-moment decay", low=0, high=0.99999)
+    adam_eps: float = option(1e-8, "AdamW epsilon", low=0)
+    grad_clip: float = option(1.0, "clip the gradient norm to this; 0: off", low=0)
+    seed: int = option(0, "seed of weights, data order and dropout", low=0)
+    eval_every: int = option(100, "validate every N steps; 0: at the end", low=0, unit="count")
+    eval_tokens: int = option(
+        65536, "validate on the first N tokens of the split; 0: all", low=0, unit="count"
+    )
+    save_every: int = option(100, "checkpoint every N steps; 0: at the end", low=0, unit="count")
+    log_every: int = option(10, "log every N steps", low=1, unit="count")
+    keep_last: int = option(2, "newest checkpoints kept besides the best", low=1)
+    device: str = option("auto", "cpu, cuda, mps or auto", choices=("auto", "cpu", "cuda", "mps"))
+    dtype: str = option(
+        "auto",
+        "compute precision; weights stay float32",
+        choices=("auto", "float32", "bfloat16"),
+    )
+    threads: int = option(0, "CPU threads; 0: all cores this process may use", low=0)
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0:
+            raise UsageError(f"--lr must be above 0, not {self.lr:g}")
+        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            raise UsageError(
+                f"--batch-size {self.batch_size} is not a multiple of "
+                f"--micro-batch-size {self.micro_batch_size}"
+            )
