@@ -98,3 +98,28 @@ def force_option(function: F) -> F:
     return click.option(
         "--force", is_flag=True, help="Move an existing artifact of this name to the trash first."
     )(function)
+
+
+def checkpoint_options(function: F) -> F:
+    """Which checkpoint of a run, and what to compute on."""
+    for name, choices, text in (
+        ("--dtype", ("auto", "float32", "bfloat16"), "Compute precision."),
+        ("--device", ("auto", "cpu", "cuda", "mps"), "Device."),
+    ):
+        function = click.option(
+            name, type=click.Choice(choices), default="auto", show_default=True, help=text
+        )(function)
+
+    def check(ctx: click.Context, param: click.Parameter, value: str) -> str:
+        if value not in ("best", "last") and not value.isdigit():
+            raise click.BadParameter(f"{value!r} is not best, last or a step number")
+        return value
+
+    return click.option(
+        "--checkpoint",
+        metavar="best|last|STEP",
+        default="best",
+        show_default=True,
+        callback=check,
+        help="Checkpoint to load.",
+    )(function)

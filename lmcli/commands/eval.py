@@ -1,0 +1,57 @@
+"""lmcli eval"""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lmcli.commands import options
+from lmcli.config.evaluation import EvaluationConfig
+from lmcli.config.fields import build, collect
+
+
+@click.command(short_help="Perplexity and bits per byte of a run on a dataset.")
+@click.argument("run")
+@click.option("--data", metavar="DATASET", help="Dataset  [default: the one it was trained on]")
+@click.option(
+    "--split", type=click.Choice(["train", "val", "test"]), default="test", show_default=True
+)
+@options.config_flags(EvaluationConfig)
+@options.checkpoint_options
+@options.common
+def command(
+    run: str,
+    data: str | None,
+    split: str,
+    checkpoint: str,
+    device: str,
+    dtype: str,
+    root: Path,
+    as_json: bool,
+    **flags: Any,
+) -> None:
+    """Score a run on a split: perplexity per token, word and byte, and bits per byte.
+
+    Every document is scored after one end-of-document token, every token exactly once. The result
+    is also kept in the run's evals/ folder.
+
+    \b
+    Examples:
+      lmcli eval base --data corpus --split test
+      lmcli eval base --split val --stride 128 --json
+    """
+    from lmcli import console, runs
+
+    config = build(EvaluationConfig, collect(options.config_fields(EvaluationConfig), flags))
+    loaded = runs.load(root, run, checkpoint, device, dtype)
+    result = runs.evaluate(loaded, root, data or loaded.config.data["name"], split, config)
+    if as_json:
+        console.answer_json(result)
+        return
+    counts = result["counts"]
+    console.say(
+        f"{run} at step {loaded.step} on {result['dataset']['name']}/{split}: "
+        f"{counts['documents']:,} documents, {counts['tokens']:,} tokens, {counts['bytes']:,} bytes"
+    )
+    console.answer(console.table([(s["name"], f"{s['value']:.4f}") for s in result["scores"]]))
+    console.say(result["scores"][0]["signature"])

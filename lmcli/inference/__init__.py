@@ -1,0 +1,1 @@
+"""Generation and scoring of token ids; knows no text."""

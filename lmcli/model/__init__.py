@@ -1,0 +1,1 @@
+"""One Transformer for both families; knows token ids and tensors, not text or files."""

@@ -1,0 +1,287 @@
+"""The Transformer: a decoder stack alone (GPT, Llama) or an encoder and a decoder (Vaswani 2017).
+
+An encoder is the decoder's stack without the causal mask; cross-attention is an optional part of
+the same block. Parameter names are the file format.
+
+Shapes: B batch, T target length, S source length, H heads, C d_model, V vocabulary.
+"""
+
+import hashlib
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lmcli.config.model import ModelConfig
+from lmcli.model.attention import Attention, LayerCache, RMSNorm, relative_bucket
+
+ACTIVATIONS = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "silu": F.silu,
+    "relu2": lambda x: F.relu(x).square(),
+    "swiglu": F.silu,
+    "geglu": F.gelu,
+}
+
+
+def make_norm(config: ModelConfig) -> nn.Module:
+    if config.norm == "rmsnorm":
+        return RMSNorm(config.d_model, config.norm_eps)
+    return nn.LayerNorm(config.d_model, eps=config.norm_eps, bias=config.norm_bias)
+
+
+class MLP(nn.Module):
+    """down(act(up x)), or down(act(gate x) * up x) for the gated ones (Shazeer 2020)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        c, f, bias = config.d_model, config.d_ff, config.mlp_bias
+        self.up = nn.Linear(c, f, bias=bias)
+        gated = config.activation in ("swiglu", "geglu")
+        self.gate = nn.Linear(c, f, bias=bias) if gated else None
+        self.down = nn.Linear(f, c, bias=bias)
+        self.activation = ACTIVATIONS[config.activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        up = self.up(x)
+        h = self.activation(up) if self.gate is None else self.activation(self.gate(x)) * up
+        return self.down(h)  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention where there is a memory, MLP; each behind a residual."""
+
+    def __init__(self, config: ModelConfig, cross_attention: bool) -> None:
+        super().__init__()
+        self.pre = config.norm_position == "pre"
+        self.attn_norm, self.attn = make_norm(config), Attention(config)
+        self.cross_norm = make_norm(config) if cross_attention else None
+        self.cross_attn = Attention(config) if cross_attention else None
+        self.mlp_norm, self.mlp = make_norm(config), MLP(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        causal: bool,
+        positions: Tensor,
+        memory: tuple[Tensor, Tensor] | None,
+        memory_mask: Tensor | None,
+        cache: LayerCache | None,
+    ) -> Tensor:
+        pre = self.pre
+        h = self.attn_norm(x) if pre else x
+        x = x + self.dropout(self.attn(h, mask, causal, positions, cache=cache))
+        x = x if pre else self.attn_norm(x)
+        if self.cross_attn is not None and self.cross_norm is not None:
+            h = self.cross_norm(x) if pre else x
+            x = x + self.dropout(self.cross_attn(h, memory_mask, False, memory=memory))
+            x = x if pre else self.cross_norm(x)
+        h = self.mlp_norm(x) if pre else x
+        x = x + self.dropout(self.mlp(h))
+        return x if pre else self.mlp_norm(x)
+
+
+class Stack(nn.Module):
+    """N blocks and, for pre-norm, a final norm."""
+
+    def __init__(
+        self, config: ModelConfig, n_layers: int, causal: bool, cross_attention: bool = False
+    ) -> None:
+        super().__init__()
+        self.causal, self.window, self.n_heads = causal, config.sliding_window, config.n_heads
+        self.blocks = nn.ModuleList(Block(config, cross_attention) for _ in range(n_layers))
+        self.norm = make_norm(config) if config.norm_position == "pre" else None
+        # T5 shares one table of 32 distance buckets among the layers of a stack.
+        self.bias = nn.Embedding(32, config.n_heads) if config.position == "relative" else None
+
+    def mask(
+        self,
+        positions: Tensor,
+        keys: Tensor,
+        segments: Tensor | None,
+        padding: Tensor | None,
+        plain: bool,
+    ) -> Tensor | None:
+        """What query at `positions` [B or 1, T] may see of `keys` [B or 1, S]; None: plain causal.
+
+        The only mask there is: causality, window, packing, padding and relative bias in one.
+        """
+        distance = keys[:, None, :] - positions[:, :, None]  # [B, T, S]
+        seen: Tensor | None = None
+        if not plain or self.window or segments is not None or padding is not None:
+            seen = distance <= 0 if self.causal else torch.ones_like(distance, dtype=torch.bool)
+            if self.window:
+                seen = seen & (distance.abs() < self.window)
+            if segments is not None:
+                seen = seen & (segments[:, :, None] == segments[:, None, :])
+            if padding is not None:
+                seen = seen & padding[:, None, :]
+            seen = seen[:, None]  # [B, 1, T, S]
+        if self.bias is None:
+            return seen
+        bias = self.bias(relative_bucket(distance, self.causal)).permute(0, 3, 1, 2)  # [B,H,T,S]
+        if seen is None:
+            seen = (distance <= 0)[:, None] if self.causal else torch.ones_like(bias).bool()
+        return bias.masked_fill(~seen, -math.inf)
+
+    def forward(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        segments: Tensor | None = None,
+        padding: Tensor | None = None,
+        memory: list[tuple[Tensor, Tensor]] | None = None,
+        memory_mask: Tensor | None = None,
+        cache: list[LayerCache] | None = None,
+        key_positions: Tensor | None = None,
+    ) -> Tensor:
+        plain = cache is None
+        keys = positions if key_positions is None else key_positions
+        mask = self.mask(positions, keys, segments, padding, plain)
+        for i, block in enumerate(self.blocks):
+            x = block(
+                x,
+                mask,
+                self.causal,
+                positions,
+                memory[i] if memory is not None else None,
+                memory_mask,
+                cache[i] if cache is not None else None,
+            )
+        return x if self.norm is None else self.norm(x)
+
+
+class Transformer(nn.Module):
+    """Both families; `config` must be resolved."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        both = config.arch == "encoder-decoder"
+        self.embed = nn.Embedding(config.vocab_size, config.d_model)
+        learned = config.position == "learned"
+        self.position = nn.Embedding(config.context_length, config.d_model) if learned else None
+        self.encoder = Stack(config, config.n_encoder_layers, causal=False) if both else None
+        self.decoder = Stack(config, config.n_layers, causal=True, cross_attention=both)
+        self.output: nn.Linear | None = None
+        self.output_bias: nn.Parameter | None = None
+        if not config.tie_embeddings:
+            self.output = nn.Linear(config.d_model, config.vocab_size, bias=config.output_bias)
+        elif config.output_bias:
+            self.output_bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.dropout = nn.Dropout(config.dropout)
+
+    def embed_tokens(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """ids [B, T] -> [B, T, C] with learned or sinusoidal positions added."""
+        x = self.embed(ids)
+        if self.config.embedding_scale != 1.0:
+            x = x * self.config.embedding_scale
+        if self.position is not None:
+            x = x + self.position(positions)
+        elif self.config.position == "sinusoidal":
+            x = x + sinusoids(positions, self.config.d_model).to(x.dtype)
+        return self.dropout(x)  # type: ignore[no-any-return]
+
+    def encode(self, source_ids: Tensor, source_mask: Tensor | None = None) -> Tensor:
+        """source_ids [B, S] -> memory [B, S, C]; `source_mask` is True on real tokens."""
+        assert self.encoder is not None, "a decoder-only model has no encoder"
+        positions = torch.arange(source_ids.shape[1], device=source_ids.device)[None]
+        x = self.embed_tokens(source_ids, positions)
+        return self.encoder(x, positions, padding=source_mask)  # type: ignore[no-any-return]
+
+    def memory(self, encoded: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of the encoded source for each decoder block, computed once."""
+        return [block.cross_attn.keys_values(encoded) for block in self.decoder.blocks]  # type: ignore[operator,union-attr]
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        positions: Tensor | None = None,
+        segments: Tensor | None = None,
+        source_ids: Tensor | None = None,
+        source_mask: Tensor | None = None,
+        memory: list[tuple[Tensor, Tensor]] | None = None,
+        cache: list[LayerCache] | None = None,
+        key_positions: Tensor | None = None,
+    ) -> Tensor:
+        """input_ids [B, T] -> hidden [B, T, C]; `logits` turns hidden into scores.
+
+        `segments` [B, T] keeps packed texts apart. `memory` replaces `source_ids` when the source
+        was encoded before. With a `cache`, `key_positions` [1, S] are the positions of its slots.
+        """
+        if positions is None:
+            positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+        if source_ids is not None and memory is None:
+            memory = self.memory(self.encode(source_ids, source_mask))
+        memory_mask = source_mask[:, None, None, :] if source_mask is not None else None
+        x = self.embed_tokens(input_ids, positions)
+        return self.decoder(  # type: ignore[no-any-return]
+            x, positions, segments, None, memory, memory_mask, cache, key_positions
+        )
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden [.., C] -> scores [.., V] before softmax: hW^T + b."""
+        if self.output is not None:
+            return self.output(hidden)  # type: ignore[no-any-return]
+        return F.linear(hidden, self.embed.weight, self.output_bias)
+
+    def n_parameters(self, embeddings: bool = True) -> int:
+        """Parameters in all, or without token and position embeddings and an untied output."""
+        skip = () if embeddings else ("embed.", "position.", "output.")
+        return sum(p.numel() for n, p in self.named_parameters() if not n.startswith(skip or ("?",)))
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> None:
+        """Sets every parameter from (seed, its name) alone: order and device do not matter.
+
+        | parameter                   | zero-out                     | gpt2                       |
+        | --------------------------- | ---------------------------- | -------------------------- |
+        | embed, position             | normal(1); tied: normal(C^-.5) | normal(0.02)             |
+        | q, k, v, up, gate           | normal(fan_in^-0.5)          | normal(0.02)               |
+        | o_proj, down                | 0                            | normal(0.02 / sqrt(2 N))   |
+        | output                      | 0                            | normal(0.02)               |
+        | norm weights                | 1                            | 1                          |
+        | biases, relative bias       | 0                            | 0                          |
+        """
+        config = self.config
+        gpt2 = config.init == "gpt2"
+        for name, parameter in self.named_parameters():
+            last = name.split(".")[-2] if "." in name else ""
+            if name.endswith("norm.weight"):
+                parameter.fill_(1.0)
+                continue
+            if "bias" in name:
+                parameter.zero_()
+                continue
+            if last in ("embed", "position"):
+                std = config.d_model**-0.5 if config.tie_embeddings else 1.0
+                std = 0.02 if gpt2 else std
+            elif last in ("o_proj", "down"):
+                std = 0.02 / math.sqrt(2 * config.n_layers) if gpt2 else 0.0
+            elif last == "output":
+                std = 0.02 if gpt2 else 0.0
+            else:
+                std = 0.02 if gpt2 else parameter.shape[1] ** -0.5
+            digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+            value = torch.randn(parameter.shape, generator=generator) * std
+            parameter.copy_(value)
+
+
+def sinusoids(positions: Tensor, width: int) -> Tensor:
+    """[B, T] -> [B, T, width]: sines in the first half, cosines in the second.
+
+    The 2017 paper interleaves them; the halves are the same numbers permuted, as in tensor2tensor.
+    """
+    half = width // 2
+    rate = torch.exp(
+        torch.arange(half, device=positions.device) * (-math.log(10000.0) / max(1, half - 1))
+    )
+    angle = positions[..., None].float() * rate
+    out = torch.cat((angle.sin(), angle.cos()), dim=-1)
+    return F.pad(out, (0, width - 2 * half))

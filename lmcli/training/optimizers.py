@@ -1,0 +1,91 @@
+"""AdamW, and Muon for the blocks' matrices; state keyed by parameter name.
+
+Weight decay applies to matrices only. Rates are per group, relative to `--lr`.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lmcli.config.training import TrainingConfig
+from lmcli.errors import DataError
+
+# With muon, `--lr` is the rate of the matrices; the rest follows at these shares of it, since an
+# orthogonalised update is much larger than an Adam update of the same rate.
+MUON_EMBED, MUON_OUTPUT, MUON_OTHER = 0.3, 0.05, 0.05
+
+
+class Optimizer:
+    """The optimizers of one model behind one `step`; each parameter is in exactly one group."""
+
+    def __init__(self, model: nn.Module, config: TrainingConfig) -> None:
+        self.names = {p: n for n, p in model.named_parameters() if p.requires_grad}
+        adam: list[dict[str, Any]] = []
+        matrices: list[Tensor] = []
+        muon = config.optimizer == "muon"
+        for parameter, name in self.names.items():
+            is_matrix = parameter.ndim == 2
+            if muon and is_matrix and ".blocks." in name:
+                matrices.append(parameter)
+                continue
+            share = 1.0
+            if muon:
+                share = MUON_OTHER
+                if name.startswith("embed"):
+                    share = MUON_EMBED
+                elif name.startswith("output"):
+                    share = MUON_OUTPUT
+            decay = config.weight_decay if is_matrix else 0.0
+            key = (share, decay)
+            group = next((g for g in adam if g["key"] == key), None)
+            if group is None:
+                group = {"params": [], "key": key, "share": share, "weight_decay": decay}
+                adam.append(group)
+            group["params"].append(parameter)
+        betas = (config.beta1, config.beta2)
+        self.optimizers: list[torch.optim.Optimizer] = []
+        if adam:
+            self.optimizers.append(
+                torch.optim.AdamW(adam, lr=config.lr, betas=betas, eps=config.adam_eps, fused=True)
+            )
+        if matrices:
+            group = {"params": matrices, "share": 1.0, "weight_decay": config.weight_decay}
+            self.optimizers.append(
+                torch.optim.Muon([group], lr=config.lr, momentum=0.95, adjust_lr_fn="original")
+            )
+
+    def step(self, lr: float) -> None:
+        """One update at the learning rate `lr`; frees the gradients."""
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr * group["share"]
+            optimizer.step()
+        self.zero_grad()
+
+    def zero_grad(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """`<state>.<parameter name>` -> tensor, for safetensors."""
+        tensors = {}
+        for optimizer in self.optimizers:
+            for parameter, state in optimizer.state.items():
+                for key, value in state.items():
+                    tensors[f"{key}.{self.names[parameter]}"] = torch.as_tensor(value)
+        return tensors
+
+    def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """The inverse of `state_tensors`; a missing or foreign name is a DataError."""
+        parameters = {name: p for p, name in self.names.items()}
+        owner = {p: o for o in self.optimizers for g in o.param_groups for p in g["params"]}
+        for key, value in tensors.items():
+            state, _, name = key.partition(".")
+            if name not in parameters:
+                raise DataError(f"optimizer state {key!r} belongs to no parameter of this model")
+            parameter = parameters[name]
+            owner[parameter].state[parameter][state] = value.to(parameter.device)
+        missing = [n for p, n in self.names.items() if not owner[p].state.get(p)]
+        if missing:
+            raise DataError(f"no optimizer state for parameter {missing[0]!r}")
