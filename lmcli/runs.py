@@ -109,9 +109,7 @@ def create(run: Path, config: RunConfig, dataset: Dataset) -> None:
     """Commits a run's folder: config, tokenizer, manifest."""
     with files.staged_directory(run) as folder:
         files.write_json(folder / layout.CONFIG, config.as_json())
-        files.write_file(
-            folder / layout.TOKENIZER, (dataset.path / layout.TOKENIZER).read_bytes()
-        )
+        files.write_file(folder / layout.TOKENIZER, (dataset.path / layout.TOKENIZER).read_bytes())
         parents = {"dataset": dataset.manifest.id, **dataset.manifest.parents}
         manifest.write(folder, "run", run.name, parents)
 
@@ -136,7 +134,9 @@ def train(
             console.say(f"moved the old {name} to {files.to_trash(run, root)}")
         if not run.exists():
             if data is None:
-                raise UsageError("--data names the dataset of a new run; build one: lmcli data build")
+                raise UsageError(
+                    "--data names the dataset of a new run; build one: lmcli data build"
+                )
             config, dataset = plan(root, data, preset_name, given)
             # The split must hold a window before anything is written.
             Windows(dataset.splits["train"], config.model.context_length, config.training.seed)
@@ -201,9 +201,7 @@ def open_trainer(
     optimizer = Optimizer(model, stored.training)
     if found:
         optimizer.load_state_tensors(checkpoint.load_tensors(found[0] / layout.OPTIMIZER))
-    batches = Windows(
-        dataset.splits["train"], stored.model.context_length, stored.training.seed
-    )
+    batches = Windows(dataset.splits["train"], stored.model.context_length, stored.training.seed)
     return Trainer(
         run,
         model,
@@ -293,9 +291,7 @@ def load(
     model.to(machine.device).eval()
     tokenizer = Tokenizer.load(run / layout.TOKENIZER)
     engine = Engine(model, tokenizer.eos_id, tokenizer.pad_id)
-    return LoadedRun(
-        run, config, engine, tokenizer, machine, state.step, checkpoint_manifest.id
-    )
+    return LoadedRun(run, config, engine, tokenizer, machine, state.step, checkpoint_manifest.id)
 
 
 def evaluate(

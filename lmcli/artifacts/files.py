@@ -14,7 +14,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from lmcli.errors import DataError, MissingInputError, StorageError
 
@@ -185,6 +185,33 @@ def to_trash(path: Path, root: Path) -> Path:
 def sha256_file(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Stream:
+    """A large file written piece by piece into a staged folder, which makes it durable."""
+
+    BUFFER = 2**22
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._held = bytearray()
+        self._file: IO[bytes] = _do(lambda: open(path, "wb"), path)
+
+    def write(self, data: bytes) -> None:
+        self._held += data
+        if len(self._held) >= self.BUFFER:
+            self._flush()
+
+    def _flush(self) -> None:
+        data, half = bytes(self._held), len(self._held) // 2
+        _do(lambda: self._file.write(data), self.path, lambda: self._file.write(data[:half]))
+        self._held.clear()
+
+    def close(self) -> None:
+        try:
+            self._flush()
+        finally:
+            _do(self._file.close, self.path)
 
 
 class Log:

@@ -82,7 +82,9 @@ class SplitScorer:
         self.bytes = sum(len(text) for text in texts)
         self.words = sum(len(text.decode("utf-8", "replace").split()) for text in texts)
         eos = tokenizer.eos_id
-        self._windows = [w for ids in documents for w in windows(ids, eos, context_length, self.stride)]
+        self._windows = [
+            w for ids in documents for w in windows(ids, eos, context_length, self.stride)
+        ]
         self._pad = tokenizer.pad_id
 
     def score(self, engine: Engine, progress: Callable[[int], None] = lambda n: None) -> Counts:

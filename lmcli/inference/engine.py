@@ -113,9 +113,7 @@ class Engine:
         hidden = self._forward(ids, positions, cache, ids.shape[1])
         logits = self.model.logits(hidden[torch.arange(len(rows)), last])
         while True:
-            draws = [
-                uniform(config.seed, row.record, row.sample, len(row.ids)) for row in rows
-            ]
+            draws = [uniform(config.seed, row.record, row.sample, len(row.ids)) for row in rows]
             chosen = decoding.choose(logits, config, torch.tensor(draws, dtype=torch.float64))
             logprobs = -torch.nn.functional.cross_entropy(logits.float(), chosen, reduction="none")
             alive = []
@@ -140,9 +138,7 @@ class Engine:
                 cache.select(keep)
                 rows, chosen, last = [rows[i] for i in alive], chosen[keep], last[keep]
             last = last + 1
-            hidden = self._forward(
-                chosen[:, None], last[:, None], cache, int(last.max()) + 1
-            )
+            hidden = self._forward(chosen[:, None], last[:, None], cache, int(last.max()) + 1)
             logits = self.model.logits(hidden[:, 0])
 
     def _forward(self, ids: Tensor, positions: Tensor, cache: Cache, used: int) -> Tensor:

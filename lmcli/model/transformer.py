@@ -233,7 +233,9 @@ class Transformer(nn.Module):
     def n_parameters(self, embeddings: bool = True) -> int:
         """Parameters in all, or without token and position embeddings and an untied output."""
         skip = () if embeddings else ("embed.", "position.", "output.")
-        return sum(p.numel() for n, p in self.named_parameters() if not n.startswith(skip or ("?",)))
+        return sum(
+            p.numel() for n, p in self.named_parameters() if not n.startswith(skip or ("?",))
+        )
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:

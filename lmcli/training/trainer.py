@@ -20,10 +20,10 @@ from lmcli.artifacts import files, layout
 from lmcli.config.training import TrainingConfig
 from lmcli.config.units import show_count
 from lmcli.dataset.batches import Batch, Windows
-from lmcli.randomness import mix
 from lmcli.errors import Interrupted, LmcliError
 from lmcli.model.loss import summed_nll
 from lmcli.model.transformer import Transformer
+from lmcli.randomness import mix
 from lmcli.training import checkpoint
 from lmcli.training.checkpoint import State
 from lmcli.training.health import StopRequest, check_finite
@@ -119,7 +119,9 @@ class Trainer:
                         }
                     )
                     self._log_time(step, rate)
-                if self.evaluate and (last or (config.eval_every and step % config.eval_every == 0)):
+                if self.evaluate and (
+                    last or (config.eval_every and step % config.eval_every == 0)
+                ):
                     self._validate(step, progress)
                     tokens_here, started, before = 0, time.monotonic(), self._seconds
                 due = config.save_every and step % config.save_every == 0

@@ -1,0 +1,1 @@
+"""Memory-mapped token ids and the batches drawn from them; no torch."""

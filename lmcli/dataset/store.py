@@ -1,0 +1,113 @@
+"""The dataset on disk: flat token ids, memory-mapped, and the offsets of documents.
+
+<split>.bin  little-endian ids, uint16 if vocab_size <= 65536 else uint32; documents end in <eos>
+<split>.idx  int64 cumulative offsets in tokens, first 0; idx[-1] * itemsize == size of .bin
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lmcli.artifacts import layout, manifest
+from lmcli.artifacts.files import Stream
+from lmcli.artifacts.manifest import Manifest
+from lmcli.errors import DataError
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    return np.dtype("<u2" if vocab_size <= 65536 else "<u4")
+
+
+class StoreWriter:
+    """Streams one split into a staged folder, which its owner makes durable."""
+
+    def __init__(self, folder: Path, split: str, vocab_size: int, eos_id: int) -> None:
+        self.vocab_size, self.eos_id = vocab_size, eos_id
+        self.dtype = token_dtype(vocab_size)
+        self.tokens = self.documents = 0
+        self._bin = Stream(folder / f"{split}.bin")
+        self._idx = Stream(folder / f"{split}.idx")
+        self._idx.write(np.zeros(1, dtype="<i8").tobytes())
+
+    def add(self, ids: list[int], ends_document: bool) -> None:
+        """Appends ids; the last part of a document also closes it with `<eos>`."""
+        array = np.asarray([*ids, self.eos_id] if ends_document else ids, dtype=np.int64)
+        if len(array) and not 0 <= array.min() <= array.max() < self.vocab_size:
+            raise DataError(f"token id {array.max()} outside the vocabulary of {self.vocab_size}")
+        self._bin.write(array.astype(self.dtype).tobytes())
+        self.tokens += len(array)
+        if ends_document:
+            self.documents += 1
+            self._idx.write(np.asarray([self.tokens], dtype="<i8").tobytes())
+
+    def close(self) -> None:
+        self._bin.close()
+        self._idx.close()
+
+
+class TokenStore:
+    """One split, read-only; the invariant between .bin and .idx is checked on opening."""
+
+    def __init__(self, folder: Path, split: str, vocab_size: int) -> None:
+        self.split, self.vocab_size = split, vocab_size
+        self.bin, idx = folder / f"{split}.bin", folder / f"{split}.idx"
+        dtype = token_dtype(vocab_size)
+        try:
+            index_bytes, size = idx.read_bytes(), self.bin.stat().st_size
+        except FileNotFoundError as error:
+            raise DataError(f"{error.filename}: missing; rebuild the dataset") from None
+        if not index_bytes or len(index_bytes) % 8:
+            raise DataError(f"{idx}: {len(index_bytes)} bytes is not a list of offsets")
+        self.offsets = np.frombuffer(index_bytes, dtype="<i8")
+        if self.offsets[0] != 0 or (np.diff(self.offsets) < 1).any():
+            raise DataError(f"{idx}: offsets do not rise from 0; corrupt")
+        if int(self.offsets[-1]) * dtype.itemsize != size:
+            raise DataError(
+                f"{self.bin}: {size} bytes, expected {int(self.offsets[-1]) * dtype.itemsize}; "
+                "truncated or changed"
+            )
+        # an empty file cannot be mapped
+        self.tokens = np.memmap(self.bin, dtype=dtype, mode="r") if size else np.zeros(0, dtype)
+
+    @property
+    def n_tokens(self) -> int:
+        return int(self.offsets[-1])
+
+    @property
+    def n_documents(self) -> int:
+        return len(self.offsets) - 1
+
+    def document(self, i: int) -> np.ndarray:
+        """Ids of document i, its closing `<eos>` included."""
+        return self.tokens[self.offsets[i] : self.offsets[i + 1]]
+
+    def check_ids(self) -> None:
+        """Reads every id; DataError when one is outside the vocabulary."""
+        for start in range(0, self.n_tokens, 2**24):
+            top = int(self.tokens[start : start + 2**24].max())
+            if top >= self.vocab_size:
+                raise DataError(f"{self.bin}: token id {top} outside {self.vocab_size}; corrupt")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A built dataset: its manifest and the splits it has."""
+
+    path: Path
+    manifest: Manifest
+    splits: dict[str, TokenStore]
+
+    @classmethod
+    def open(cls, path: Path) -> "Dataset":
+        """Raises DataError (incomplete, truncated) or MismatchError (not a dataset)."""
+        found = manifest.read(path, "dataset")
+        try:
+            vocab_size = int(found.config["vocab_size"])
+        except (KeyError, TypeError, ValueError):
+            raise DataError(f"{path / layout.MANIFEST}: no vocab_size; rebuild it") from None
+        names = [s for s in layout.SPLITS if f"{s}.bin" in found.files]
+        splits = {s: TokenStore(path, s, vocab_size) for s in names}
+        if "train" not in splits:
+            raise DataError(f"{path}: no train split; rebuild the dataset")
+        return cls(path, found, splits)

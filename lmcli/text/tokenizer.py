@@ -1,0 +1,123 @@
+"""Text to token ids and back: byte-level BPE in the Hugging Face file format.
+
+Byte-level, so nothing is unknown and bytes(decode(encode(text))) == bytes of text. Text that spells
+a special token encodes as text; only lmcli itself writes special ids.
+"""
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from tokenizers import Tokenizer as HFTokenizer
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from lmcli.errors import DataError, MissingInputError, UsageError
+
+SPECIAL = ("<pad>", "<bos>", "<eos>", "<sep>")
+SMALLEST = len(SPECIAL) + 256
+DEFAULT_VOCAB_SIZE = 8192
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's printable stand-in for each byte, inverted: character -> byte."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    table = {chr(b): b for b in printable}
+    rest = [b for b in range(256) if b not in printable]
+    return table | {chr(256 + i): b for i, b in enumerate(rest)}
+
+
+class Tokenizer:
+    """A trained tokenizer; special ids are pad 0, bos 1, eos 2, sep 3 in our own ones."""
+
+    def __init__(self, inner: HFTokenizer) -> None:
+        self._inner = inner
+        inner.encode_special_tokens = True
+        ids = [inner.token_to_id(token) for token in SPECIAL]
+        if None in ids:
+            missing = SPECIAL[ids.index(None)]
+            raise DataError(f"the tokenizer has no {missing} token")
+        self.pad_id, self.bos_id, self.eos_id, self.sep_id = ids
+
+    @classmethod
+    def load(cls, path: Path) -> "Tokenizer":
+        if not path.is_file():
+            raise MissingInputError(f"{path}: no such tokenizer")
+        try:
+            return cls(HFTokenizer.from_file(str(path)))
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from None
+        except Exception as error:  # the library raises plain Exception for a bad file
+            raise DataError(f"{path}: not a tokenizer file ({error})") from None
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int | None) -> "Tokenizer":
+        """Byte-level BPE over GPT-2's pre-tokens (Sennrich et al. 2016; Radford et al. 2019).
+
+        Without `vocab_size`: 8192, or fewer where the text supports no more merges.
+        """
+        if vocab_size is not None and vocab_size < SMALLEST:
+            raise UsageError(
+                f"--vocab-size {vocab_size} is too small: {SMALLEST} is the least "
+                f"(256 bytes and {len(SPECIAL)} special tokens)"
+            )
+        inner = HFTokenizer(models.BPE())
+        inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+        inner.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size or DEFAULT_VOCAB_SIZE,
+            special_tokens=list(SPECIAL),
+            initial_alphabet=sorted(_byte_alphabet()),
+            show_progress=False,
+        )
+        inner.train_from_iterator(texts, trainer)
+        reached = inner.get_vocab_size()
+        if vocab_size is not None and reached < vocab_size:
+            raise DataError(
+                f"--vocab-size {vocab_size} is out of reach: this text supports {reached} tokens; "
+                "ask for that many or give more text"
+            )
+        return cls(inner)
+
+    def to_bytes(self) -> bytes:
+        """The content of tokenizer.json."""
+        return str(self._inner.to_str(pretty=True)).encode()
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self._inner.get_vocab_size())
+
+    def encode(self, text: str) -> list[int]:
+        return list(self._inner.encode(text, add_special_tokens=False).ids)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """In parallel, in order."""
+        encoded = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [e.ids for e in encoded]
+
+    @cached_property
+    def _bytes_of(self) -> list[bytes]:
+        """The bytes of each token id; special tokens have none."""
+        alphabet = _byte_alphabet()
+        special = set(SPECIAL)
+        table = [b""] * self.vocab_size
+        for token, i in self._inner.get_vocab().items():
+            if token not in special:
+                table[i] = bytes(alphabet[c] for c in token)
+        return table
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """Exact bytes; special tokens vanish. An id outside the vocabulary is a DataError."""
+        table = self._bytes_of
+        try:
+            return b"".join([table[i] for i in ids])
+        except IndexError:
+            raise DataError(f"a token id is outside the vocabulary of {len(table)}") from None
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text; bytes that are not UTF-8 (a cut character) become U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", "replace")
+
+    @cached_property
+    def newline_ids(self) -> frozenset[int]:
+        """Tokens whose bytes hold a line feed."""
+        return frozenset(i for i, b in enumerate(self._bytes_of) if b"\n" in b)
