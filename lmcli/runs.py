@@ -76,8 +76,8 @@ def plan(
     base = dataclasses.asdict(preset(preset_name or "nano"))
     own = {k: v for k, v in given.items() if k in shape}
     # A derived value follows the one it derives from, unless the user pinned both.
-    for key, source in (("head_dim", "n_heads"), ("head_dim", "d_model"), ("d_ff", "d_model")):
-        if source in own:
+    for key, pinned in (("head_dim", "n_heads"), ("head_dim", "d_model"), ("d_ff", "d_model")):
+        if pinned in own:
             base[key] = 0
     if "n_heads" in own:
         base["n_kv_heads"] = 0

@@ -195,7 +195,7 @@ class Stream:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._held = bytearray()
-        self._file: IO[bytes] = _do(lambda: open(path, "wb"), path)
+        self._file: IO[bytes] = _do(lambda: open(path, "wb"), path)  # noqa: SIM115 - closed by close()
 
     def write(self, data: bytes) -> None:
         self._held += data

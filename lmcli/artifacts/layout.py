@@ -6,7 +6,8 @@ artifacts/
   runs/<name>/         config.json  tokenizer.json  manifest.json  status.json  LOCK
                        metrics.jsonl  perf.jsonl  events.jsonl  evals/*.json
                        checkpoints/index.json
-                       checkpoints/step-000500/{model,optimizer}.safetensors state.json manifest.json
+                       checkpoints/step-000500/{model,optimizer}.safetensors
+                                               state.json manifest.json
 """
 
 import os
@@ -29,6 +30,7 @@ MODEL = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
 EVALS = "evals"
+RUN_FILES = (STATUS, LOCK, METRICS, PERF, EVENTS)  # grow or change while a run lives
 SPLITS = ("train", "val", "test")
 FOLDERS = {"tokenizer": "tokenizers", "dataset": "datasets", "run": "runs"}
 

@@ -42,6 +42,18 @@ def hold(path: Path, what: str) -> Iterator[None]:
         yield
 
 
+def is_held(path: Path) -> bool:
+    """Whether a living process holds the lock, without disturbing it."""
+    if fcntl is None or not path.exists():
+        return False
+    with open(path) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
 def _holder(text: str) -> str:
     try:
         holder = json.loads(text)

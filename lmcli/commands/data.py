@@ -124,8 +124,8 @@ def info(dataset: str, root: Path, as_json: bool) -> None:
         )
     console.answer(console.table(rows, ("split", "documents", "tokens", "bytes", "bytes/token")))
     console.answer(
-        f"vocabulary {config['vocab_size']:,}, tokenizer {found.manifest.parents['tokenizer'][:12]}, "
-        f"split by {config['split_rule']}, id {found.manifest.id[:12]}"
+        f"vocabulary {config['vocab_size']:,}, split by {config['split_rule']}, "
+        f"tokenizer {found.manifest.parents['tokenizer'][:12]}, id {found.manifest.id[:12]}"
     )
 
 

@@ -113,11 +113,11 @@ def _write(
     tokenizer, engine = loaded.tokenizer, loaded.engine
     wanted = [i for i, prompt in enumerate(prompts) if prompt or not lines]
     ids = [tokenizer.encode(prompts[i]) for i in wanted]
-    for prompt in ids:
-        if len(prompt) + 2 > engine.context_length:
+    for tokens in ids:
+        if len(tokens) + 2 > engine.context_length:
             console.warn(
-                f"a prompt of {len(prompt)} tokens keeps its last "
-                f"{len(engine.fit_prompt(prompt))}: the context is {engine.context_length}"
+                f"a prompt of {len(tokens)} tokens keeps its last "
+                f"{len(engine.fit_prompt(tokens))}: the context is {engine.context_length}"
             )
     stop = tokenizer.newline_ids if lines else frozenset()
     with loaded.machine.autocast():

@@ -76,7 +76,7 @@ def train(
         if made:
             console.say(f"tokenizer {name} is there already, made from the same text")
         else:
-            with console.Progress("reading", reader.bytes, "bytes") as progress:
+            with console.Progress("reading", reader.size, "bytes") as progress:
 
                 def texts() -> Iterator[str]:
                     done = 0

@@ -182,7 +182,7 @@ def build(
     splits += ["test"] if corpus.test or test else []
     with (
         files.staged_directory(path) as folder,
-        console.Progress("encoding", sum(r.bytes for r in corpus.readers), "bytes") as progress,
+        console.Progress("encoding", sum(r.size for r in corpus.readers), "bytes") as progress,
     ):
         builder = _Builder(folder, tokenizer, splits)
         held_out: dict[int, str] = {}

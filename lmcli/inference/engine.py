@@ -73,7 +73,7 @@ class Engine:
         `records` number the prompts for their random draws (default 0, 1, ..). A stop id ends a
         completion and is its last id. `on_token(row, id)` sees each token as it is chosen.
         """
-        rows = []
+        rows: list[_Row] = []
         for i, prompt in enumerate(prompts):
             fitted = self.fit_prompt(prompt)
             limit = min(config.max_new_tokens, self.context_length - len(fitted))

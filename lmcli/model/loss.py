@@ -30,7 +30,7 @@ def nll(model: Transformer, hidden: Tensor, targets: Tensor) -> Tensor:
     if len(rows) <= step:
         return part(rows, flat).view_as(targets)
     parts = []
-    for h, t in zip(rows.split(step), flat.split(step), strict=True):
+    for h, t in zip(torch.split(rows, step), torch.split(flat, step), strict=True):
         if torch.is_grad_enabled():
             parts.append(checkpoint(part, h, t, use_reentrant=False, preserve_rng_state=False))
         else:

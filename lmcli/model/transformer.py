@@ -8,6 +8,7 @@ Shapes: B batch, T target length, S source length, H heads, C d_model, V vocabul
 
 import hashlib
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from lmcli.config.model import ModelConfig
 from lmcli.model.attention import Attention, LayerCache, RMSNorm, relative_bucket
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
@@ -124,7 +125,9 @@ class Stack(nn.Module):
             seen = seen[:, None]  # [B, 1, T, S]
         if self.bias is None:
             return seen
-        bias = self.bias(relative_bucket(distance, self.causal)).permute(0, 3, 1, 2)  # [B,H,T,S]
+        bias: Tensor = self.bias(relative_bucket(distance, self.causal)).permute(
+            0, 3, 1, 2
+        )  # [B,H,T,S]
         if seen is None:
             seen = (distance <= 0)[:, None] if self.causal else torch.ones_like(bias).bool()
         return bias.masked_fill(~seen, -math.inf)

@@ -90,7 +90,7 @@ class Reader:
         self.skipped = 0
 
     @property
-    def bytes(self) -> int:
+    def size(self) -> int:
         """Size on disk, for progress."""
         return sum(p.stat().st_size for p in self.paths)
 
@@ -228,7 +228,7 @@ class Reader:
 def _open(path: Path) -> IO[bytes]:
     try:
         if path.name.lower().endswith(".gz"):
-            return gzip.open(path, "rb")
+            return gzip.open(path, "rb")  # type: ignore[return-value]
         return open(path, "rb")
     except OSError as error:
         raise StorageError(f"{path}: {error.strerror or error}") from None

@@ -1,4 +1,4 @@
-"""Stops that keep a run whole: signals that wait for the step to end, numbers that left the rails."""
+"""Stops that keep a run whole: signals wait for the step's end, NaN never reaches the weights."""
 
 import math
 import os

@@ -20,7 +20,9 @@ class Optimizer:
     """The optimizers of one model behind one `step`; each parameter is in exactly one group."""
 
     def __init__(self, model: nn.Module, config: TrainingConfig) -> None:
-        self.names = {p: n for n, p in model.named_parameters() if p.requires_grad}
+        self.names: dict[Tensor, str] = {
+            p: n for n, p in model.named_parameters() if p.requires_grad
+        }
         adam: list[dict[str, Any]] = []
         matrices: list[Tensor] = []
         muon = config.optimizer == "muon"

@@ -58,7 +58,7 @@ class Trainer:
         self._configs = [(0, config)]
         for step, fields in changes or []:
             self._configs.append((step, dataclasses.replace(self._configs[-1][1], **fields)))
-        self.state = state or State(0, 0, 0, files.hashlib.sha256().hexdigest())
+        self.state = state or State(0, 0, 0, "")
         self.metrics = files.Log(run / layout.METRICS, self.state.metrics_bytes)
         perf = files.read_log(run / layout.PERF)
         self._seconds = max((r["seconds"] for r in perf if r["step"] <= self.state.step), default=0)
@@ -152,7 +152,7 @@ class Trainer:
             torch.manual_seed(mix(config.seed, step, micro) >> 1)
             with self.machine.autocast():
                 nll = forward_nll(self.model, batch, self.machine.device)
-            (nll / tokens).backward()
+            torch.autograd.backward(nll / tokens)
             nats += nll.item()
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         limit = config.grad_clip or float("inf")
@@ -209,14 +209,10 @@ class Trainer:
 def forward_nll(model: Transformer, batch: Batch, device: str) -> torch.Tensor:
     """Summed nats of a batch's valid targets."""
 
-    def put(array: Any) -> torch.Tensor | None:
-        return None if array is None else torch.from_numpy(array).to(device)
-
-    hidden = model(
-        put(batch.input_ids),
-        positions=put(batch.positions),
-        segments=put(batch.segments),
-        source_ids=put(batch.source_ids),
-        source_mask=put(batch.source_mask),
-    )
-    return summed_nll(model, hidden, put(batch.targets), put(batch.loss_mask))
+    fields = {
+        name: torch.from_numpy(array).to(device)
+        for name, array in vars(batch).items()
+        if array is not None
+    }
+    targets, loss_mask = fields.pop("targets"), fields.pop("loss_mask")
+    return summed_nll(model, model(**fields), targets, loss_mask)

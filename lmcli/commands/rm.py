@@ -1,0 +1,51 @@
+"""lmcli rm"""
+
+from pathlib import Path
+
+import click
+
+from lmcli.commands import options
+from lmcli.errors import RefusedError, UsageError
+
+
+@click.command(short_help="Move an artifact to the trash; never a parent in use.")
+@click.argument("artifacts", nargs=-1)
+@click.option("--empty-trash", is_flag=True, help="Delete what was moved to the trash before.")
+@options.common
+def command(artifacts: tuple[str, ...], empty_trash: bool, root: Path, as_json: bool) -> None:
+    """Move artifacts to the trash under the artifact directory.
+
+    A tokenizer or dataset that others were made from is kept, and so is a run that is being
+    trained.
+
+    \b
+    Examples:
+      lmcli rm old-run
+      lmcli rm --empty-trash
+    """
+    from lmcli import console
+    from lmcli.artifacts import files, inventory, layout, lock, manifest
+    from lmcli.errors import DataError
+
+    if not artifacts and not empty_trash:
+        raise UsageError("name an artifact to remove, or --empty-trash")
+    moved = []
+    for reference in artifacts:
+        path = layout.find(root, reference)
+        try:
+            users = inventory.children(root, manifest.read(path).id)
+        except DataError:
+            users = []
+        if users:
+            raise RefusedError(f"{reference} is a parent of {', '.join(users)}; remove those first")
+        with (
+            lock.hold(layout.creation_lock(path), reference),
+            lock.hold(path / layout.LOCK, reference),
+        ):
+            moved.append(str(files.to_trash(path, root)))
+        console.say(f"{reference} is in {moved[-1]}; lmcli rm --empty-trash frees the space")
+    if empty_trash and (root / files.TRASH).is_dir():
+        files.remove(root / files.TRASH)
+        console.say("the trash is empty")
+    if as_json:
+        console.answer_json({"moved": moved, "emptied": empty_trash})

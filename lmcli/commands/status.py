@@ -1,0 +1,37 @@
+"""lmcli status"""
+
+from pathlib import Path
+
+import click
+
+from lmcli.commands import options
+from lmcli.errors import UsageError
+
+
+@click.command(short_help="The state of a run: step, loss, resumable or not.")
+@click.argument("run")
+@click.option("--field", metavar="NAME", help="Print one field only, for scripts.")
+@options.common
+def command(run: str, field: str | None, root: Path, as_json: bool) -> None:
+    """The state of a run. A run whose process died counts as interrupted.
+
+    \b
+    Examples:
+      lmcli status base
+      lmcli status base --field state
+    """
+    from lmcli import console
+    from lmcli.artifacts import inventory, layout
+    from lmcli.config.fields import suggest
+
+    status = inventory.status(layout.find(root, run, "run"))
+    if field is not None:
+        if field not in status:
+            raise UsageError(
+                f"--field {field}: there are {', '.join(status)}" + suggest(field, status)
+            )
+        console.answer(str(status[field]))
+    elif as_json:
+        console.answer_json(status)
+    else:
+        console.answer("\n".join(f"{k:<18} {v}" for k, v in status.items()))

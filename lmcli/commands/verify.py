@@ -1,0 +1,35 @@
+"""lmcli verify"""
+
+from pathlib import Path
+
+import click
+
+from lmcli.commands import options
+from lmcli.errors import DataError
+
+
+@click.command(short_help="Read every byte of an artifact and check its hashes.")
+@click.argument("artifact")
+@options.common
+def command(artifact: str, root: Path, as_json: bool) -> None:
+    """Check an artifact against its manifest; exit code 65 names every problem.
+
+    For a run, its checkpoints too, and its metrics log against what each of them recorded.
+
+    \b
+    Example:
+      lmcli verify base
+    """
+    from lmcli import console
+    from lmcli.artifacts import inventory, layout
+    from lmcli.config.units import show_bytes
+
+    path = layout.find(root, artifact)
+    problems, n_files, n_bytes = inventory.verify(path)
+    if as_json:
+        console.answer_json({"ok": not problems, "problems": problems, "files": n_files})
+    else:
+        good = f"ok: {n_files} files, {show_bytes(n_bytes)} match their hashes"
+        console.answer("\n".join(problems) or good)
+    if problems:
+        raise DataError(f"{path}: {len(problems)} problem(s)")
