@@ -32,6 +32,7 @@ def command() -> None:
 @click.option("--test", multiple=True, metavar="FILE", help="Files of the test split (repeatable).")
 @options.config_file_option
 @options.config_flags(SplitConfig, ReadConfig)
+@options.exclude_option
 @options.force_option
 @options.common
 def build_(
@@ -41,6 +42,7 @@ def build_(
     val: tuple[str, ...],
     test: tuple[str, ...],
     config_file: Path | None,
+    exclude: tuple[str, ...],
     force: bool,
     root: Path,
     as_json: bool,
@@ -71,7 +73,7 @@ def build_(
     tokenizer_path = layout.find(root, tokenizer, "tokenizer")
     parents = {"tokenizer": manifest.read(tokenizer_path, "tokenizer").id}
     corpus = Corpus(
-        Reader(files, read),
+        Reader(files, read, exclude),
         Reader(val, read) if val else None,
         Reader(test, read) if test else None,
     )

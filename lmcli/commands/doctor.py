@@ -10,16 +10,7 @@ import click
 
 from lmcli.commands import options
 
-PACKAGES = [
-    "torch",
-    "tokenizers",
-    "numpy",
-    "safetensors",
-    "click",
-    "rich",
-    "sacrebleu",
-    "rouge-score",
-]
+PACKAGES = ("torch", "tokenizers", "numpy", "safetensors", "click", "rich")
 EXTRAS = {"plot": "matplotlib"}
 
 

@@ -1,6 +1,7 @@
 """lmcli ls"""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -22,7 +23,7 @@ def command(kind: str | None, root: Path, as_json: bool) -> None:
     from lmcli.artifacts import inventory
     from lmcli.config.units import show_bytes
 
-    records = []
+    records: list[dict[str, Any]] = []
     for artifact in inventory.artifacts(root):
         if kind and artifact.path.parent.name != kind:
             continue

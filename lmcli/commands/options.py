@@ -94,6 +94,15 @@ def config_file_option(function: F) -> F:
     )(function)
 
 
+def exclude_option(function: F) -> F:
+    return click.option(
+        "--exclude",
+        multiple=True,
+        metavar="PATTERN",
+        help="Leave out files and folders of this name when walking folders (repeatable).",
+    )(function)
+
+
 def force_option(function: F) -> F:
     return click.option(
         "--force", is_flag=True, help="Move an existing artifact of this name to the trash first."

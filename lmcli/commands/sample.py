@@ -132,7 +132,7 @@ def _write(
             if not as_json:
                 console.answer(text)
                 continue
-            record = {"prompt": prompt, "completion": text}
+            record: dict[str, Any] = {"prompt": prompt, "completion": text}
             if completion is not None:
                 record |= {
                     "tokens": len(completion.ids),

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -24,7 +25,7 @@ def command(artifact: str, root: Path, as_json: bool) -> None:
 
     path = layout.find(root, artifact)
     made = manifest.read(path)
-    facts = {
+    facts: dict[str, Any] = {
         "kind": made.kind,
         "name": path.name,
         "id": made.id,

@@ -33,12 +33,14 @@ def command() -> None:
 @click.option("--name", metavar="TOKENIZER", required=True, help="Name of the tokenizer.")
 @options.config_file_option
 @options.config_flags(TokenizerConfig, ReadConfig)
+@options.exclude_option
 @options.force_option
 @options.common
 def train(
     files: tuple[str, ...],
     name: str,
     config_file: Path | None,
+    exclude: tuple[str, ...],
     force: bool,
     root: Path,
     as_json: bool,
@@ -64,7 +66,7 @@ def train(
     config = build(TokenizerConfig, options.pop_fields(given, TokenizerConfig))
     read = build(ReadConfig, given)
     path = layout.new(root, "tokenizer", name)
-    reader = Reader(files, read)
+    reader = Reader(files, read, exclude)
     with creating(path, root, "tokenizer", force):
         recorded = {
             **dataclasses.asdict(config),

@@ -5,6 +5,7 @@ are: no newline translation, no normalisation. Formats: plain text and JSONL, bo
 """
 
 import codecs
+import fnmatch
 import glob
 import gzip
 import json
@@ -40,17 +41,18 @@ def _plain_suffix(path: Path) -> str:
     return Path(name).suffix
 
 
-def find_files(inputs: Sequence[str]) -> list[Path]:
+def find_files(inputs: Sequence[str], exclude: Sequence[str] = ()) -> list[Path]:
     """The files that inputs (files, folders, globs) name, in a fixed order, each once.
 
-    Folders are walked for known text suffixes, hidden entries left out; a file named explicitly is
-    read whatever its suffix. Raises MissingInputError or DataError naming the input.
+    Folders are walked for known text suffixes, hidden entries and those whose name matches a
+    pattern in `exclude` left out; a file named explicitly is read whatever its suffix. Raises
+    MissingInputError or DataError naming the input.
     """
     found: dict[Path, None] = {}
     for name in inputs:
         path = Path(name)
         if path.is_dir():
-            inside = sorted(_walk(path))
+            inside = sorted(_walk(path, exclude))
             if not inside:
                 raise DataError(
                     f"{name}: no text in this folder; files ending in {' '.join(SUFFIXES)} count, "
@@ -67,12 +69,17 @@ def find_files(inputs: Sequence[str]) -> list[Path]:
     return list(found)
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def _walk(folder: Path, exclude: Sequence[str]) -> Iterator[Path]:
+    hidden = (".*", "__pycache__", *exclude)
+
+    def wanted(names: list[str]) -> list[str]:
+        return [n for n in names if not any(fnmatch.fnmatchcase(n, p) for p in hidden)]
+
     for base, folders, names in os.walk(folder):
-        folders[:] = sorted(f for f in folders if not f.startswith(".") and f != "__pycache__")
-        for name in names:
+        folders[:] = wanted(folders)
+        for name in wanted(names):
             path = Path(base, name)
-            if not name.startswith(".") and _plain_suffix(path) in SUFFIXES:
+            if _plain_suffix(path) in SUFFIXES:
                 yield path
 
 
@@ -84,8 +91,10 @@ def fingerprint(paths: Sequence[Path]) -> list[dict[str, Any]]:
 class Reader:
     """Documents of some files under a ReadConfig; `skipped` counts what could not be read."""
 
-    def __init__(self, inputs: Sequence[str], config: ReadConfig) -> None:
-        self.paths = find_files(inputs)
+    def __init__(
+        self, inputs: Sequence[str], config: ReadConfig, exclude: Sequence[str] = ()
+    ) -> None:
+        self.paths = find_files(inputs, exclude)
         self.config = config
         self.skipped = 0
 
