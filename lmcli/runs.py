@@ -29,9 +29,15 @@ from lmcli.text.tokenizer import Tokenizer
 from lmcli.training import checkpoint, precision
 from lmcli.training.optimizers import Optimizer
 from lmcli.training.precision import Machine
-from lmcli.training.trainer import Evaluate, Trainer
+from lmcli.training.trainer import Evaluate, Trainer, write_status
 
 CONFIG_FORMAT = 1
+
+# Settings whose 0 or `auto` is resolved before step 1; asking for that again asks for no change.
+AUTOMATIC = (
+    "head_dim n_kv_heads n_encoder_layers d_ff attention_scale embedding_scale vocab_size "
+    "micro_batch_size threads device dtype"
+).split()
 
 
 @dataclass(frozen=True)
@@ -162,17 +168,10 @@ def open_trainer(
     The caller holds the run's lock.
     """
     stored = RunConfig.read(run)
-    dataset = Dataset.open(layout.find(root, data or stored.data["name"], "dataset"))
-    if dataset.manifest.id != stored.data["id"]:
-        raise MismatchError(
-            f"run {run.name} was started on dataset {stored.data['id'][:12]}, but "
-            f"--data {data or stored.data['name']} is {dataset.manifest.id[:12]}; "
-            "name the same data or start a run with another --name"
-        )
     found = checkpoint.newest(run)
     state = found[1] if found else None
     step = state.step if state else 0
-    events = [e for e in files.read_log(run / layout.EVENTS) if e["step"] <= step]
+    events = files.read_log(run / layout.EVENTS)
     current = stored.training
     for event in events:
         current = dataclasses.replace(current, **event["change"])
@@ -180,9 +179,16 @@ def open_trainer(
     if step >= change.get("steps", current.steps):
         if "steps" in change:
             raise UsageError(f"--steps {change['steps']}: {run.name} is already at step {step}")
-        if files.read_json(run / layout.STATUS)["state"] == "finished":
-            console.say(f"run {run.name} is finished at step {step}; --steps N trains on")
-            return None
+        console.say(f"run {run.name} is finished at step {step}; --steps N trains on")
+        write_status(run, "finished", step, current.steps, 0)
+        return None
+    dataset = Dataset.open(layout.find(root, data or stored.data["name"], "dataset"))
+    if dataset.manifest.id != stored.data["id"]:
+        raise MismatchError(
+            f"run {run.name} was started on dataset {stored.data['id'][:12]}, but "
+            f"--data {data or stored.data['name']} is {dataset.manifest.id[:12]}; "
+            "name the same data or start a run with another --name"
+        )
     if change:
         current = dataclasses.replace(current, **change)
         files.Log(run / layout.EVENTS).append({"step": step, "change": change})
@@ -227,7 +233,7 @@ def _changes(
     for key, value in asked.items():
         in_model = hasattr(stored.model, key)
         old = getattr(stored.model if in_model else current, key)
-        if value == old or value in (0, "auto") or (in_model and key == "vocab_size"):
+        if value == old or (key in AUTOMATIC and value in (0, "auto")):
             continue
         if in_model or key not in CHANGEABLE:
             raise MismatchError(

@@ -14,7 +14,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from lmcli.errors import DataError, MissingInputError, StorageError
 
@@ -187,6 +187,14 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _append(path: Path, data: bytes) -> None:
+    def put(part: bytes) -> None:
+        with open(path, "ab") as file:
+            file.write(part)
+
+    _do(lambda: put(data), path, half=lambda: put(data[: len(data) // 2]))
+
+
 class Stream:
     """A large file written piece by piece into a staged folder, which makes it durable."""
 
@@ -195,50 +203,41 @@ class Stream:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._held = bytearray()
-        self._file: IO[bytes] = _do(lambda: open(path, "wb"), path)  # noqa: SIM115 - closed by close()
+        _do(path.touch, path)
 
     def write(self, data: bytes) -> None:
         self._held += data
         if len(self._held) >= self.BUFFER:
-            self._flush()
+            self.flush()
 
-    def _flush(self) -> None:
-        data, half = bytes(self._held), len(self._held) // 2
-        _do(lambda: self._file.write(data), self.path, lambda: self._file.write(data[:half]))
+    def flush(self) -> None:
+        """Appends what is held; the folder's commit makes it durable."""
+        _append(self.path, bytes(self._held))
         self._held.clear()
-
-    def close(self) -> None:
-        try:
-            self._flush()
-        finally:
-            _do(self._file.close, self.path)
 
 
 class Log:
     """An append-only file of JSON lines that knows the length and hash of what it holds.
 
-    Opened at a recorded `length` it first drops whatever came later.
+    Opened at a recorded `length` it first drops whatever came later; without one, a torn last line.
     """
 
     def __init__(self, path: Path, length: int | None = None) -> None:
         self.path = path
         data = path.read_bytes() if path.exists() else b""
-        if length is not None and len(data) < length:
-            raise DataError(f"{path}: {len(data)} bytes, but the checkpoint recorded {length}")
-        if length is not None and len(data) > length:
-            data = data[:length]
-            _do(lambda: os.truncate(path, length), path)
+        keep = data.rfind(b"\n") + 1 if length is None else length
+        if len(data) < keep:
+            raise DataError(f"{path}: {len(data)} bytes, but the checkpoint recorded {keep}")
+        if len(data) > keep:
+            data = data[:keep]
+            _do(lambda: os.truncate(path, keep), path)
         self.length = len(data)
         self._hash = hashlib.sha256(data)
 
     def append(self, record: dict[str, Any]) -> None:
         data = json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
-        def put(part: bytes) -> None:
-            with open(self.path, "ab") as file:
-                file.write(part)
-
-        _do(lambda: put(data), self.path, half=lambda: put(data[: len(data) // 2]))
+        _append(self.path, data)
         self.length += len(data)
         self._hash.update(data)
 

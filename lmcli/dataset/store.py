@@ -42,8 +42,8 @@ class StoreWriter:
             self._idx.write(np.asarray([self.tokens], dtype="<i8").tobytes())
 
     def close(self) -> None:
-        self._bin.close()
-        self._idx.close()
+        self._bin.flush()
+        self._idx.flush()
 
 
 class TokenStore:

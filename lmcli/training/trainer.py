@@ -191,19 +191,24 @@ class Trainer:
         self.perf.append(record)
 
     def _status(self, state: str, code: int | None, reason: str) -> None:
-        files.write_json(
-            self.run / layout.STATUS,
-            {
-                "state": state,
-                "step": self.state.step,
-                "steps": self.config.steps,
-                "exit": code,
-                "reason": reason,
-                "resumable": state != "finished",
-                "host": socket.gethostname(),
-                "pid": os.getpid(),
-            },
-        )
+        write_status(self.run, state, self.state.step, self.config.steps, code, reason)
+
+
+def write_status(
+    run: Path, state: str, step: int, steps: int, code: int | None, reason: str = ""
+) -> None:
+    """Replaces status.json: running, finished, interrupted or failed."""
+    value = {
+        "state": state,
+        "step": step,
+        "steps": steps,
+        "exit": code,
+        "reason": reason,
+        "resumable": state != "finished",
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+    }
+    files.write_json(run / layout.STATUS, value)
 
 
 def forward_nll(model: Transformer, batch: Batch, device: str) -> torch.Tensor:
