@@ -1,11 +1,12 @@
 """Readers: documents out of files, streaming, and one sentence for each thing that can be wrong."""
 
 import gzip
+import os
 
 import pytest
 
 from lmcli.config.data import ReadConfig
-from lmcli.errors import DataError, MissingInputError
+from lmcli.errors import DataError, MissingInputError, StorageError
 from lmcli.text import readers
 from lmcli.text.readers import Reader, find_files
 
@@ -41,6 +42,47 @@ def test_folders_are_walked_in_order_without_hidden_and_foreign_files(tmp_path):
     names = [p.name for p in find_files([str(tmp_path)], exclude=["skip"])]
     assert names == ["a.md", "b.txt", "c.py"]
     assert len(find_files([str(tmp_path / "*.txt"), str(tmp_path / "b.txt")])) == 1
+
+
+def test_one_file_under_several_names_is_read_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("x")
+    (tmp_path / "link.txt").symlink_to("a.txt")
+    names = ["a.txt", "./a.txt", str(tmp_path / "a.txt"), "link.txt", "*.txt", "."]
+    assert [str(p) for p in find_files(names)] == ["a.txt"]
+
+
+def test_a_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(DataError, match="fifo: a pipe or device is read only once; save it"):
+        find_files([str(tmp_path / "fifo")])
+
+
+def test_an_unreadable_folder_is_not_passed_over(tmp_path, monkeypatch):
+    """As root nothing is unreadable, so the refusal is made up."""
+
+    def walk(folder, onerror):
+        onerror(PermissionError(13, "Permission denied", f"{folder}/secret"))
+        return iter(())
+
+    monkeypatch.setattr(readers.os, "walk", walk)
+    with pytest.raises(StorageError, match="secret: Permission denied"):
+        find_files([str(tmp_path)])
+
+
+def test_text_without_a_place_to_cut_is_searched_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "PIECE_BYTES", 50)
+    monkeypatch.setattr(readers, "READ_BYTES", 50)
+    searched = []
+    cut = readers._safe_cut
+    monkeypatch.setattr(
+        readers, "_safe_cut", lambda t, start: searched.append(len(t) - start) or cut(t, start)
+    )
+    path = tmp_path / "a.txt"
+    path.write_text("x" * 5000 + " " + "y" * 5000)
+    pieces = [p.text for p in Reader([str(path)], ReadConfig()).pieces()]
+    assert pieces == ["x" * 5000, " " + "y" * 5000]
+    assert sum(searched) < 11_000
 
 
 def test_a_huge_document_arrives_in_pieces_with_the_ids_of_the_whole(tmp_path, monkeypatch, prose):

@@ -23,8 +23,9 @@ from lmcli.errors import DataError, MissingInputError, StorageError
 JSONL = (".jsonl", ".ndjson")
 TEXT = ".txt .text .md .rst .tex .py .pyi .c .h .cc .cpp .hpp .java .js .ts .go .rs .rb .sh .sql"
 SUFFIXES = (*JSONL, *TEXT.split())
-PIECE_BYTES = 8 * 2**20
-READ_BYTES = 2**20
+# The tokenizer library needs some 150 times the size of a piece while it works on it.
+PIECE_BYTES = 2**18
+READ_BYTES = 2**18
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,12 @@ def find_files(inputs: Sequence[str], exclude: Sequence[str] = ()) -> list[Path]
     pattern in `exclude` left out; a file named explicitly is read whatever its suffix. Raises
     MissingInputError or DataError naming the input.
     """
-    found: dict[Path, None] = {}
+    found: dict[str, Path] = {}  # by real path: one file under two names is read once
+
+    def add(*paths: Path) -> None:
+        for path in paths:
+            found.setdefault(os.path.realpath(path), path)
+
     for name in inputs:
         path = Path(name)
         if path.is_dir():
@@ -58,15 +64,17 @@ def find_files(inputs: Sequence[str], exclude: Sequence[str] = ()) -> list[Path]
                     f"{name}: no text in this folder; files ending in {' '.join(SUFFIXES)} count, "
                     "also gzipped; name other files one by one or with a glob"
                 )
-            found.update(dict.fromkeys(inside))
+            add(*inside)
+        elif path.is_file():
+            add(path)
         elif path.exists():
-            found[path] = None
+            raise DataError(f"{name}: a pipe or device is read only once; save it to a file first")
         else:
             matches = sorted(p for p in glob.glob(name, recursive=True) if os.path.isfile(p))
             if not matches:
                 raise MissingInputError(f"{name}: no such file or folder")
-            found.update(dict.fromkeys(Path(m) for m in matches))
-    return list(found)
+            add(*map(Path, matches))
+    return list(found.values())
 
 
 def _walk(folder: Path, exclude: Sequence[str]) -> Iterator[Path]:
@@ -75,7 +83,10 @@ def _walk(folder: Path, exclude: Sequence[str]) -> Iterator[Path]:
     def wanted(names: list[str]) -> list[str]:
         return [n for n in names if not any(fnmatch.fnmatchcase(n, p) for p in hidden)]
 
-    for base, folders, names in os.walk(folder):
+    def refuse(error: OSError) -> None:  # os.walk would pass over the folder in silence
+        raise StorageError(f"{error.filename}: {error.strerror}") from None
+
+    for base, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = wanted(folders)
         for name in wanted(names):
             path = Path(base, name)
@@ -213,7 +224,7 @@ class Reader:
 
     def _chunks(self, path: Path) -> Iterator[Piece]:
         decoder = codecs.getincrementaldecoder("utf-8")()
-        held, size, offset = "", 0, 0
+        held, size, offset, searched = "", 0, 0, 1
         try:
             with _open(path) as file:
                 while data := file.read(READ_BYTES):
@@ -221,9 +232,12 @@ class Reader:
                     held += _feed(decoder, data, path, offset - pending, False)
                     offset += len(data)
                     size += len(data)
-                    if size >= PIECE_BYTES and (cut := _safe_cut(held)):
-                        yield Piece(held[:cut], False, str(path))
-                        held, size = held[cut:], 0
+                    if size >= PIECE_BYTES:
+                        cut = _safe_cut(held, searched)
+                        searched = len(held)
+                        if cut:
+                            yield Piece(held[:cut], False, str(path))
+                            held, size, searched = held[cut:], 0, 1
                 pending = len(decoder.getstate()[0])
                 held += _feed(decoder, b"", path, offset - pending, True)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -259,13 +273,13 @@ def _feed(
         raise DataError(f"{path}: not UTF-8 at byte {offset + error.start}") from None
 
 
-def _safe_cut(text: str) -> int:
-    """The last place where white space follows something else, or 0.
+def _safe_cut(text: str, start: int = 1) -> int:
+    """The last place from `start` on where white space follows something else, or 0.
 
     No pre-token of GPT-2's pattern spans such a place, so encoding the parts gives the ids of the
     whole.
     """
-    for i in range(len(text) - 1, 0, -1):
+    for i in range(len(text) - 1, start - 1, -1):
         if text[i] in " \n\t" and not text[i - 1].isspace():
             return i
     return 0
