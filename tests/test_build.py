@@ -86,7 +86,42 @@ def test_explicit_splits_and_a_document_in_two(cli, root, tokenizer):
     assert "train.txt:2: this document stands in train and in val" in result.err
     assert not (root / "datasets" / "d").exists()
     assert build(cli, *args, "--on-error", "skip").code == 0
-    assert [decoded(root, s) for s in layout.SPLITS] == [["one", "three"], ["four", "two"], ["five"]]
+    assert [decoded(root, s) for s in layout.SPLITS] == [
+        ["one", "three"],
+        ["four", "two"],
+        ["five"],
+    ]
+
+
+@pytest.mark.parametrize("fractions", [(), ("--test-fraction", 0), ("--split-by", "position")])
+def test_a_document_that_is_cut_by_position_is_still_known(cli, root, tokenizer, fractions):
+    """The same file as train and val must not pass because train holds only a part of it."""
+    (root.parent / "a.txt").write_text("".join(f"line {i}\n" for i in range(500)))
+    (root.parent / "b.txt").write_text("".join(f"row {i}\n" for i in range(500)))
+    result = build(cli, "a.txt", "b.txt", "--val", "a.txt", *fractions)
+    assert result.code == 65 and "stands in train and in val" in result.err
+    skipping = build(cli, "a.txt", "b.txt", "--val", "a.txt", "--on-error", "skip", *fractions)
+    assert skipping.code == 0 and "1 documents could not be read or stood in two" in skipping.err
+    assert decoded(root, "train")[0].startswith("row 0\n") and len(decoded(root, "train")) == 1
+    info = json.loads(cli("data", "info", "d", "--json").out)
+    assert info["skipped"] == 1
+
+
+def test_lines_cannot_be_cut_by_position(cli, root, tokenizer):
+    (root.parent / "a.txt").write_text("one\ntwo\nthree\n")
+    result = build(cli, "a.txt", "--document", "line")
+    assert result.code == 65
+    assert "no document has a line end at its share" in result.err
+    assert "--val-fraction 0" in result.err
+
+
+def test_exclude_holds_for_every_split(cli, root, tokenizer):
+    (root.parent / "v" / "old").mkdir(parents=True)
+    (root.parent / "a.txt").write_text("some text\n" * 300)
+    (root.parent / "v" / "b.txt").write_text("held out\n")
+    (root.parent / "v" / "old" / "c.txt").write_text("left out\n")
+    assert build(cli, "a.txt", "--val", "v", "--exclude", "old", "--test-fraction", 0).code == 0
+    assert decoded(root, "val") == ["held out\n"]
 
 
 def test_again_says_so_and_another_config_is_78(cli, root, tokenizer):
@@ -148,7 +183,8 @@ def test_memory_stays_flat_on_a_corpus_larger_than_what_is_held(cli, root, token
         "import resource, sys; from lmcli.text.readers import Reader;"
         "from lmcli.config.data import ReadConfig;"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
-        "n = sum(len(p.text) for p in Reader(['big.txt'], ReadConfig(document=sys.argv[1])).pieces());"
+        "reader = Reader(['big.txt'], ReadConfig(document=sys.argv[1]));"
+        "n = sum(len(p.text) for p in reader.pieces());"
         "print(n, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
     )
     for document in ("file", "line"):

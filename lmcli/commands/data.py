@@ -74,8 +74,8 @@ def build_(
     parents = {"tokenizer": manifest.read(tokenizer_path, "tokenizer").id}
     corpus = Corpus(
         Reader(files, read, exclude),
-        Reader(val, read) if val else None,
-        Reader(test, read) if test else None,
+        Reader(val, read, exclude) if val else None,
+        Reader(test, read, exclude) if test else None,
     )
     with creating(path, root, "dataset", force):
         by_name = {"train": corpus.train, "val": corpus.val, "test": corpus.test}
@@ -149,10 +149,15 @@ def verify(dataset: str, root: Path, as_json: bool) -> None:
     problems = manifest.verify(path)
     if not problems:
         try:
-            for store in Dataset.open(path).splits.values():
-                store.check_ids()
+            found = Dataset.open(path)
         except DataError as error:
             problems.append(str(error))
+        else:
+            for store in found.splits.values():
+                try:
+                    store.check_ids(found.manifest.config.get("eos_id"))
+                except DataError as error:
+                    problems.append(str(error))
     if as_json:
         console.answer_json({"ok": not problems, "problems": problems})
     else:
@@ -164,7 +169,14 @@ def verify(dataset: str, root: Path, as_json: bool) -> None:
 @command.command("show")
 @click.argument("dataset")
 @click.option("--split", default="train", show_default=True, help="Split to show.")
-@click.option("--limit", default=3, show_default=True, metavar="N", help="Documents to show.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=0),
+    default=3,
+    show_default=True,
+    metavar="N",
+    help="Documents to show.",
+)
 @click.option("--document", type=int, metavar="I", help="Only document I (from 0).")
 @options.common
 def show(

@@ -25,7 +25,7 @@ from lmcli.text.tokenizer import Tokenizer
 FEWEST_TO_HASH = 20
 BATCH_CHARS = 2**20
 
-Dealt = tuple[str, str, bool, str]  # split, text, ends the document, where it came from
+Dealt = tuple[str, str, bool]  # split, text, ends the document
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Corpus:
 
 
 def document_hash(text: str) -> int:
-    """64 bits of a document's first piece; decides its split."""
+    """64 bits of a document's first piece; decides its split, and what counts as the same."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
@@ -59,7 +59,9 @@ def _first_pieces(pieces: Iterable[Piece]) -> Iterator[tuple[Piece, bool]]:
         starts = piece.ends_document
 
 
-def choose_rule(reader: Reader, split_by: str, val: float, test: float) -> tuple[str, list[int]]:
+def choose_rule(
+    pieces: Iterable[Piece], split_by: str, val: float, test: float
+) -> tuple[str, list[int]]:
     """`hash`, or `position` with each document's length in characters.
 
     Reads until every split has a document and there are 20, so a large corpus is hardly touched.
@@ -68,7 +70,7 @@ def choose_rule(reader: Reader, split_by: str, val: float, test: float) -> tuple
         return "hash", []
     missing = {s for s, share in (("train", 1.0), ("val", val), ("test", test)) if share}
     lengths: list[int] = []
-    for piece, starts in _first_pieces(reader.pieces()):
+    for piece, starts in _first_pieces(pieces):
         if starts:
             lengths.append(0)
             missing.discard(_split_of(piece.text, val, test))
@@ -85,7 +87,7 @@ def _by_hash(pieces: Iterable[Piece], val: float, test: float) -> Iterator[Dealt
     for piece, starts in _first_pieces(pieces):
         if starts:
             split = _split_of(piece.text, val, test)
-        yield split, piece.text, piece.ends_document, piece.where
+        yield split, piece.text, piece.ends_document
 
 
 def _by_position(
@@ -110,17 +112,17 @@ def _by_position(
                 cut = text.find("\n", max(0, int(ends[part]) - place - 1))
             if cut < 0 or cut + 1 == len(text):
                 break
-            yield splits[part], text[: cut + 1], True, piece.where
+            yield splits[part], text[: cut + 1], True
             place, text, part = place + cut + 1, text[cut + 1 :], part + 1
         if text or piece.ends_document:
-            yield splits[part], text, piece.ends_document, piece.where
+            yield splits[part], text, piece.ends_document
         place += len(text)
         start = piece.ends_document
 
 
 def _whole(pieces: Iterable[Piece], split: str) -> Iterator[Dealt]:
     for piece in pieces:
-        yield split, piece.text, piece.ends_document, piece.where
+        yield split, piece.text, piece.ends_document
 
 
 class _Builder:
@@ -171,12 +173,6 @@ def build(
     tokenizer_id = manifest.read(tokenizer_path, "tokenizer", hashes=True).id
     val = 0.0 if corpus.val else config.val_fraction
     test = 0.0 if corpus.test else config.test_fraction
-    rule, lengths = choose_rule(corpus.train, config.split_by, val, test)
-    if rule == "position" and config.split_by == "auto":
-        console.say(
-            f"{len(lengths)} documents are too few to split by hash: each is cut by position, "
-            "at a line end, into train, val and test"
-        )
     splits = ["train"]
     splits += ["val"] if corpus.val or val else []
     splits += ["test"] if corpus.test or test else []
@@ -188,33 +184,36 @@ def build(
         held_out: dict[int, str] = {}
         done = 0
 
-        def run(dealt: Iterator[Dealt], check: Callable[[str, str], bool]) -> None:
+        def run(dealt: Iterator[Dealt]) -> None:
             nonlocal done
-            starts = keep = True
-            for split, text, ends_document, where in dealt:
-                if starts:
-                    keep = check(text, where)
-                if keep:
-                    builder.add(split, text, ends_document)
-                starts = ends_document
+            for split, text, ends_document in dealt:
+                builder.add(split, text, ends_document)
                 done += len(text.encode())
                 progress.update(done)
 
         for split, reader in (("val", corpus.val), ("test", corpus.test)):
             if reader is not None:
-                run(_whole(reader.pieces(), split), _remember(held_out, split))
-        pieces = corpus.train.pieces()
-        dealt = _by_position(pieces, lengths, val, test)
-        if rule == "hash":
-            dealt = _by_hash(pieces, val, test)
-        run(dealt, _not_held_out(held_out, corpus.train))
+                run(_whole(_checked(reader.pieces(), _remember(held_out, split)), split))
+
+        def train_pieces() -> Iterator[Piece]:
+            # Before dealing: a part that position cut out no longer looks like its document.
+            return _checked(corpus.train.pieces(), _not_held_out(held_out, corpus.train))
+
+        rule, lengths = choose_rule(train_pieces(), config.split_by, val, test)
+        if rule == "position":
+            if config.split_by == "auto":
+                few = "1 document is" if len(lengths) == 1 else f"{len(lengths)} documents are"
+                progress.say(
+                    f"{few} too few to split by hash: each is cut by position, "
+                    "at a line end, into train, val and test"
+                )
+            run(_by_position(train_pieces(), lengths, val, test))
+        else:
+            run(_by_hash(train_pieces(), val, test))
         builder.close()
         for split, counts in builder.counts.items():
             if not counts["documents"]:
-                raise DataError(
-                    f"the {split} split is empty: this text is too small for its share; "
-                    f"give {'more text' if split == 'train' else f'--{split} FILE or more text'}"
-                )
+                raise DataError(_empty(split, rule))
         (folder / layout.TOKENIZER).write_bytes((tokenizer_path / layout.TOKENIZER).read_bytes())
         skipped = sum(r.skipped for r in corpus.readers)
         made = {
@@ -235,6 +234,28 @@ def build(
             f"{show_bytes(counts['bytes'])}"
         )
     return result
+
+
+def _empty(split: str, rule: str) -> str:
+    if split == "train":
+        return "the train split is empty: all text went to val and test or was left out; give more"
+    why = "no document falls into its share"
+    if rule == "position":
+        why = "cut by position, no document has a line end at its share"
+    return (
+        f"the {split} split is empty: {why}; give more text or --{split} FILE, or do without "
+        f"by --{split}-fraction 0"
+    )
+
+
+def _checked(pieces: Iterable[Piece], keeps: Callable[[str, str], bool]) -> Iterator[Piece]:
+    """The pieces of the documents that `keeps` accepts by their first piece and its place."""
+    keep = True
+    for piece, starts in _first_pieces(pieces):
+        if starts:
+            keep = keeps(piece.text, piece.where)
+        if keep:
+            yield piece
 
 
 def _remember(held_out: dict[int, str], split: str) -> Callable[[str, str], bool]:

@@ -54,13 +54,13 @@ class TokenStore:
         self.bin, idx = folder / f"{split}.bin", folder / f"{split}.idx"
         dtype = token_dtype(vocab_size)
         try:
-            index_bytes, size = idx.read_bytes(), self.bin.stat().st_size
+            index_size, size = idx.stat().st_size, self.bin.stat().st_size
         except FileNotFoundError as error:
             raise DataError(f"{error.filename}: missing; rebuild the dataset") from None
-        if not index_bytes or len(index_bytes) % 8:
-            raise DataError(f"{idx}: {len(index_bytes)} bytes is not a list of offsets")
-        self.offsets = np.frombuffer(index_bytes, dtype="<i8")
-        if self.offsets[0] != 0 or (np.diff(self.offsets) < 1).any():
+        if not index_size or index_size % 8:
+            raise DataError(f"{idx}: {index_size} bytes is not a list of offsets")
+        self.offsets = np.asarray(np.memmap(idx, dtype="<i8", mode="r"))
+        if self.offsets[0] != 0 or (self.offsets[1:] <= self.offsets[:-1]).any():
             raise DataError(f"{idx}: offsets do not rise from 0; corrupt")
         if int(self.offsets[-1]) * dtype.itemsize != size:
             raise DataError(
@@ -82,12 +82,18 @@ class TokenStore:
         """Ids of document i, its closing `<eos>` included."""
         return self.tokens[self.offsets[i] : self.offsets[i + 1]]
 
-    def check_ids(self) -> None:
-        """Reads every id; DataError when one is outside the vocabulary."""
+    def check_ids(self, eos_id: int | None = None) -> None:
+        """Reads every id; DataError when one is outside the vocabulary, or when a document does
+        not end in `eos_id`."""
         for start in range(0, self.n_tokens, 2**24):
             top = int(self.tokens[start : start + 2**24].max())
             if top >= self.vocab_size:
                 raise DataError(f"{self.bin}: token id {top} outside {self.vocab_size}; corrupt")
+        for start in range(1, len(self.offsets) if eos_id is not None else 0, 2**20):
+            wrong = self.tokens[self.offsets[start : start + 2**20] - 1] != eos_id
+            if wrong.any():
+                document = start - 1 + int(wrong.argmax())
+                raise DataError(f"{self.bin}: document {document} does not end in <eos>; corrupt")
 
 
 @dataclass(frozen=True)
