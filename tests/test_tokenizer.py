@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmcli.errors import DataError, UsageError
-from lmcli.text.tokenizer import SPECIAL, Tokenizer
+from lmcli.text.tokenizer import SPECIAL, StreamDecoder, Tokenizer
 
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 
@@ -15,7 +15,7 @@ def tokenizer(prose) -> Tokenizer:
     return Tokenizer.train([prose], 400)
 
 
-@settings(max_examples=300, derandomize=True, deadline=None)
+@settings(max_examples=100, derandomize=True, deadline=None)
 @given(text=ANY_TEXT)
 def test_decode_of_encode_is_the_same_bytes(tokenizer, text):
     assert tokenizer.decode_bytes(tokenizer.encode(text)) == text.encode()
@@ -51,6 +51,21 @@ def test_a_cut_character_is_replaced_only_for_display(tokenizer):
     assert tokenizer.decode_bytes(ids[:1]) == "狐".encode()[: len(ids[:1])]
 
 
+@settings(max_examples=50, derandomize=True, deadline=None)
+@given(text=ANY_TEXT)
+def test_a_stream_never_shows_part_of_a_character(tokenizer, text):
+    stream = StreamDecoder(tokenizer)
+    parts = [stream.add([i]) for i in tokenizer.encode(text)]
+    assert "".join(parts) == text and stream.close() == ""
+    assert all(part in text for part in parts)
+
+
+def test_a_stream_that_ends_inside_a_character_says_so(tokenizer):
+    stream = StreamDecoder(tokenizer)
+    assert stream.add(tokenizer.encode("\U0001f98a")[:1]) == ""
+    assert stream.close() == "\ufffd"
+
+
 def test_newline_ids(tokenizer):
     assert tokenizer.encode("\n")[0] in tokenizer.newline_ids
     assert not set(tokenizer.encode("ab c")) & tokenizer.newline_ids
@@ -63,6 +78,8 @@ def test_a_broken_file_is_named(tmp_path):
         Tokenizer.load(path)
     with pytest.raises(DataError, match="outside the vocabulary"):
         Tokenizer.train(["abc"], None).decode_bytes([9999])
+    with pytest.raises(DataError, match="outside the vocabulary"):
+        Tokenizer.train(["abc"], None).decode_bytes([-1])
 
 
 @pytest.mark.parametrize("folder", ["naughty-strings", "unicode-stress", "udhr", "japanese-prose"])

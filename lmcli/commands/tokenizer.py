@@ -153,15 +153,14 @@ def decode(tokenizer: str, root: Path, as_json: bool) -> None:
     from lmcli import console
 
     loaded = _load(root, tokenizer)
-    for number, line in enumerate(sys.stdin, 1):
+    for number, line in enumerate(sys.stdin.buffer, 1):
+        words = line.decode("utf-8", "replace").strip().strip("[]").replace(",", " ").split()
+        bad = next((w for w in words if not (w.isascii() and w.isdigit())), None)
+        if bad is not None:
+            raise DataError(f"standard input, line {number}: {bad!r} is not a token id")
         try:
-            ids = [int(word) for word in line.strip().strip("[]").replace(",", " ").split()]
-            if any(i < 0 for i in ids):
-                raise ValueError("a negative id")
-            text = loaded.decode_bytes(ids)
-        except ValueError as error:
-            raise DataError(f"standard input, line {number}: not token ids ({error})") from None
-        except DataError as error:
+            text = loaded.decode_bytes(map(int, words))
+        except (DataError, ValueError) as error:  # int() refuses thousands of digits
             raise DataError(f"standard input, line {number}: {error}") from None
         if as_json:
             console.answer_json(text.decode("utf-8", "replace"))
@@ -204,12 +203,15 @@ def info(tokenizer: str, files: tuple[str, ...], root: Path, as_json: bool, **fl
             tokens += len(loaded.encode(piece.text))
             size += len(piece.text.encode())
             words += len(piece.text.split())
+        if reader.skipped:
+            console.warn(f"{reader.skipped} documents could not be read and were left out")
         facts |= {
             "bytes": size,
             "tokens": tokens,
             "words": words,
             "bytes_per_token": size / max(1, tokens),
             "tokens_per_word": tokens / max(1, words),
+            "skipped": reader.skipped,
         }
     if as_json:
         console.answer_json(facts)

@@ -4,6 +4,7 @@ Byte-level, so nothing is unknown and bytes(decode(encode(text))) == bytes of te
 a special token encodes as text; only lmcli itself writes special ids.
 """
 
+import codecs
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -109,8 +110,10 @@ class Tokenizer:
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """Exact bytes; special tokens vanish. An id outside the vocabulary is a DataError."""
-        table = self._bytes_of
+        table, ids = self._bytes_of, list(ids)
         try:
+            if ids and min(ids) < 0:
+                raise IndexError
             return b"".join([table[i] for i in ids])
         except IndexError:
             raise DataError(f"a token id is outside the vocabulary of {len(table)}") from None
@@ -123,3 +126,18 @@ class Tokenizer:
     def newline_ids(self) -> frozenset[int]:
         """Tokens whose bytes hold a line feed."""
         return frozenset(i for i, b in enumerate(self._bytes_of) if b"\n" in b)
+
+
+class StreamDecoder:
+    """Text of ids that arrive one by one; a character is held back until it is whole."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def add(self, ids: Iterable[int]) -> str:
+        return self._decoder.decode(self._tokenizer.decode_bytes(ids))
+
+    def close(self) -> str:
+        """What was held back: nothing, or U+FFFD for a character that never became whole."""
+        return self._decoder.decode(b"", True)
