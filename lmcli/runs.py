@@ -5,6 +5,7 @@ apart. This is the only place that knows artifacts, text, data, model, training 
 """
 
 import dataclasses
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,15 +30,24 @@ from lmcli.text.tokenizer import Tokenizer
 from lmcli.training import checkpoint, precision
 from lmcli.training.optimizers import Optimizer
 from lmcli.training.precision import Machine
-from lmcli.training.trainer import Evaluate, Trainer, write_status
+from lmcli.training.trainer import Evaluate, Trainer, update, write_status
 
 CONFIG_FORMAT = 1
 
 # Settings whose 0 or `auto` is resolved before step 1; asking for that again asks for no change.
-AUTOMATIC = (
-    "head_dim n_kv_heads n_encoder_layers d_ff attention_scale embedding_scale vocab_size "
-    "micro_batch_size threads device dtype"
-).split()
+AUTOMATIC = [
+    "head_dim",
+    "n_kv_heads",
+    "n_encoder_layers",
+    "d_ff",
+    "attention_scale",
+    "embedding_scale",
+    "vocab_size",
+    "micro_batch_size",
+    "threads",
+    "device",
+    "dtype",
+]
 
 
 @dataclass(frozen=True)
@@ -109,6 +119,26 @@ def plan(
     console.say(f"{machine.device}, {machine.dtype}, {machine.threads} threads: {machine.why}")
     source = {"name": data, "id": dataset.manifest.id}
     return RunConfig(model, training, source), dataset
+
+
+def measure(root: Path, data: str, given: dict[str, Any], n_steps: int = 8) -> float:
+    """Seconds per training step of a config on this machine, by a few steps that are thrown away."""
+    config, dataset = plan(root, data, None, given)
+    machine = precision.resolve(
+        config.training.device, config.training.dtype, config.training.threads
+    )
+    precision.prepare(machine)
+    model = Transformer(config.model)
+    model.init_weights(0)
+    model.to(machine.device)
+    batches = Windows(dataset.splits["train"], config.model.context_length, 0)
+    optimizer = Optimizer(model, config.training)
+    took = []
+    for step in range(n_steps):
+        began = time.perf_counter()
+        update(model, optimizer, batches, config.training, machine, step + 1, 0.0)
+        took.append(time.perf_counter() - began)
+    return sorted(took)[n_steps // 2]
 
 
 def create(run: Path, config: RunConfig, dataset: Dataset) -> None:

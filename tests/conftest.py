@@ -9,10 +9,22 @@ from typing import NamedTuple
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-TINY = (
-    "--n-layers 2 --d-model 32 --n-heads 2 --context-length 32 --batch-size 4 --threads 1 "
-    "--eval-tokens 512"
-).split()
+TINY = [
+    "--n-layers",
+    "2",
+    "--d-model",
+    "32",
+    "--n-heads",
+    "2",
+    "--context-length",
+    "32",
+    "--batch-size",
+    "4",
+    "--threads",
+    "1",
+    "--eval-tokens",
+    "512",
+]
 
 
 class Result(NamedTuple):
@@ -76,7 +88,20 @@ def tiny(tmp_path_factory, prose) -> Path:
     for line in (
         ["tokenizer", "train", folder / "corpus.txt", "--name", "tok", "--vocab-size", "320"],
         ["data", "build", folder / "corpus.txt", "--tokenizer", "tok", "--name", "corpus"],
-        "train --data corpus --name base --steps 20 --eval-every 10 --save-every 5".split() + TINY,
+        [
+            "train",
+            "--data",
+            "corpus",
+            "--name",
+            "base",
+            "--steps",
+            "20",
+            "--eval-every",
+            "10",
+            "--save-every",
+            "5",
+        ]
+        + TINY,
     ):
         assert main([*map(str, line), "--artifacts", str(root), "-q"]) == 0
     return root

@@ -109,7 +109,7 @@ def test_an_epoch_visits_each_window_once_and_epochs_differ(windows):
     for starts in (first, second):
         assert len(set(starts.tolist())) == n
         assert (np.diff(np.sort(starts)) == 16).all()
-        assert 0 <= starts.min() and starts.max() + 17 <= windows.store.n_tokens
+        assert starts.min() >= 0 and starts.max() + 17 <= windows.store.n_tokens
     assert first.tolist() != second.tolist()
 
 

@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from test_model import make
 
 from lmcli.config.generation import GenerationConfig
 from lmcli.inference.decoding import choose, keep_top_k, keep_top_p
 from lmcli.inference.engine import Engine
-from test_model import make
 
 EOS = 2
 PROMPTS = [[5, 6, 7], [9], [], [8] * 14, [11, 12, 13, 14, 15, 16]]
@@ -49,6 +49,7 @@ def test_samples_of_one_prompt_differ_and_repeat(engine):
     assert texts == [tuple(s.ids) for s in engine.generate([PROMPTS[0]], c)[0]]
 
 
+@torch.no_grad()
 def test_greedy_is_argmax_of_the_uncached_model_and_logprob_is_its_own(engine):
     done = engine.generate([PROMPTS[0]], config(temperature=0.0))[0][0]
     ids, total = [EOS, *PROMPTS[0]], 0.0
@@ -110,7 +111,9 @@ def test_sampling_frequencies_follow_the_distribution():
     p = [0.05, 0.6, 0.25, 0.1]
     n = 4000
     draws = (torch.arange(n, dtype=torch.float64) + 0.5) / n
-    ids = choose(torch.log(torch.tensor([p])).expand(n, 4), GenerationConfig(temperature=1.0), draws)
+    ids = choose(
+        torch.log(torch.tensor([p])).expand(n, 4), GenerationConfig(temperature=1.0), draws
+    )
     for token, share in enumerate(p):
         assert (ids == token).double().mean() == pytest.approx(share, abs=0.001)
 

@@ -5,7 +5,7 @@ Attention is softmax(q k^T * scale + bias) v (Vaswani et al. 2017, section 3.2.1
 """
 
 import math
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +20,28 @@ class LayerCache(Protocol):
     def update(self, k: Tensor, v: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
+class _RMSNorm(torch.autograd.Function):
+    """x / rms(x) * weight in a few passes; torch's own takes about twice as long on a CPU."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / x.shape[-1]
+        scale = (mean_square + eps).rsqrt()
+        ctx.save_for_backward(x, weight, scale)
+        return x * scale * weight
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, scale = ctx.saved_tensors
+        normed = x * scale
+        weight_grad = (grads[0] * normed).flatten(0, -2).sum(0)
+        grad = grads[0] * weight
+        mean = (grad * normed).mean(-1, keepdim=True)
+        return torch.addcmul(grad, normed, mean, value=-1) * scale, weight_grad, None
+
+
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight (Zhang and Sennrich 2019), computed in float32 under autocast."""
+    """x / rms(x) * weight (Zhang and Sennrich 2019)."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -29,6 +49,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu" and x.dtype == self.weight.dtype:
+            return _RMSNorm.apply(x, self.weight, self.eps)  # type: ignore[no-untyped-call,no-any-return]
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
 

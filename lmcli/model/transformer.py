@@ -22,7 +22,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "silu": F.silu,
-    "relu2": lambda x: F.relu(x).square(),
+    "relu2": lambda x: F.relu(x) * x,  # several times faster to differentiate than a square
     "swiglu": F.silu,
     "geglu": F.gelu,
 }

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lmcli.config.training import TrainingConfig
 from lmcli.errors import DataError
+from lmcli.training.muon import Muon
 
 # With muon, `--lr` is the rate of the matrices; the rest follows at these shares of it, since an
 # orthogonalised update is much larger than an Adam update of the same rate.
@@ -53,9 +54,7 @@ class Optimizer:
             )
         if matrices:
             group = {"params": matrices, "share": 1.0, "weight_decay": config.weight_decay}
-            self.optimizers.append(
-                torch.optim.Muon([group], lr=config.lr, momentum=0.95, adjust_lr_fn="original")
-            )
+            self.optimizers.append(Muon([group], lr=config.lr, weight_decay=config.weight_decay))
 
     def step(self, lr: float) -> None:
         """One update at the learning rate `lr`; frees the gradients."""

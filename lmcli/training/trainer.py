@@ -98,7 +98,9 @@ class Trainer:
             for step in range(self.state.step + 1, total + 1):
                 config = self.config_at(step)
                 lr = config.lr * lr_factor(config, step)
-                loss, grad_norm, tokens = self._update(config, step, lr)
+                loss, grad_norm, tokens = update(
+                    self.model, self.optimizer, self.batches, config, self.machine, step, lr
+                )
                 tokens_here += tokens
                 self.state = dataclasses.replace(
                     self.state, step=step, tokens=self.state.tokens + tokens
@@ -134,33 +136,6 @@ class Trainer:
                         "the same command continues"
                     )
 
-    def _update(self, config: TrainingConfig, step: int, lr: float) -> tuple[float, float, int]:
-        """One optimizer step; returns nats per token, gradient norm and tokens seen.
-
-        The loss is summed over all micro-batches and divided once by the step's valid tokens, so
-        accumulation changes nothing but memory.
-        """
-        n_micro = config.batch_size // (config.micro_batch_size or config.batch_size)
-        batches = [
-            self.batches.batch(step - 1, config.batch_size, micro=m, n_micro=n_micro)
-            for m in range(n_micro)
-        ]
-        tokens = sum(int(b.loss_mask.sum()) for b in batches)
-        self.model.train()
-        nats = 0.0
-        for micro, batch in enumerate(batches):
-            torch.manual_seed(mix(config.seed, step, micro) >> 1)
-            with self.machine.autocast():
-                nll = forward_nll(self.model, batch, self.machine.device)
-            torch.autograd.backward(nll / tokens)
-            nats += nll.item()
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
-        limit = config.grad_clip or float("inf")
-        grad_norm = torch.nn.utils.clip_grad_norm_(parameters, limit).item()
-        check_finite(step, nats, grad_norm)
-        self.optimizer.step(lr)
-        return nats / tokens, grad_norm, tokens
-
     def _validate(self, step: int, progress: console.Progress) -> None:
         assert self.evaluate is not None
         numbers = self.evaluate(self.model, step)
@@ -192,6 +167,41 @@ class Trainer:
 
     def _status(self, state: str, code: int | None, reason: str) -> None:
         write_status(self.run, state, self.state.step, self.config.steps, code, reason)
+
+
+def update(
+    model: Transformer,
+    optimizer: Optimizer,
+    batches: Windows,
+    config: TrainingConfig,
+    machine: Machine,
+    step: int,
+    lr: float,
+) -> tuple[float, float, int]:
+    """One optimizer step; returns nats per token, gradient norm and tokens seen.
+
+    The loss is summed over all micro-batches and divided once by the step's valid tokens, so
+    accumulation changes nothing but memory.
+    """
+    n_micro = config.batch_size // (config.micro_batch_size or config.batch_size)
+    parts = [
+        batches.batch(step - 1, config.batch_size, micro=m, n_micro=n_micro) for m in range(n_micro)
+    ]
+    tokens = sum(int(batch.loss_mask.sum()) for batch in parts)
+    model.train()
+    nats = 0.0
+    for micro, batch in enumerate(parts):
+        torch.manual_seed(mix(config.seed, step, micro) >> 1)
+        with machine.autocast():
+            nll = forward_nll(model, batch, machine.device)
+        torch.autograd.backward(nll / tokens)
+        nats += nll.item()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    limit = config.grad_clip or float("inf")
+    grad_norm = torch.nn.utils.clip_grad_norm_(parameters, limit).item()
+    check_finite(step, nats, grad_norm)
+    optimizer.step(lr)
+    return nats / tokens, grad_norm, tokens
 
 
 def write_status(
