@@ -35,19 +35,11 @@ from lmcli.training.trainer import Evaluate, Trainer, update, write_status
 CONFIG_FORMAT = 1
 
 # Settings whose 0 or `auto` is resolved before step 1; asking for that again asks for no change.
-AUTOMATIC = [
-    "head_dim",
-    "n_kv_heads",
-    "n_encoder_layers",
-    "d_ff",
-    "attention_scale",
-    "embedding_scale",
-    "vocab_size",
-    "micro_batch_size",
-    "threads",
-    "device",
-    "dtype",
-]
+AUTOMATIC = (
+    *("vocab_size", "head_dim", "n_kv_heads", "n_encoder_layers", "d_ff"),
+    *("attention_scale", "embedding_scale"),
+    *("micro_batch_size", "threads", "device", "dtype"),
+)
 
 
 @dataclass(frozen=True)
@@ -122,7 +114,7 @@ def plan(
 
 
 def measure(root: Path, data: str, given: dict[str, Any], n_steps: int = 8) -> float:
-    """Seconds per training step of a config on this machine, by a few steps that are thrown away."""
+    """Seconds per training step of a config here, by a few steps that are thrown away."""
     config, dataset = plan(root, data, None, given)
     machine = precision.resolve(
         config.training.device, config.training.dtype, config.training.threads

@@ -10,21 +10,11 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TINY = [
-    "--n-layers",
-    "2",
-    "--d-model",
-    "32",
-    "--n-heads",
-    "2",
-    "--context-length",
-    "32",
-    "--batch-size",
-    "4",
-    "--threads",
-    "1",
-    "--eval-tokens",
-    "512",
+    *("--n-layers", "2", "--d-model", "32", "--n-heads", "2", "--context-length", "32"),
+    *("--batch-size", "4", "--threads", "1", "--eval-tokens", "512"),
 ]
+
+EVERY = ["--eval-every", "10", "--save-every", "5"]
 
 
 class Result(NamedTuple):

@@ -233,16 +233,8 @@ def wait_for(path: Path, seconds: float = 60) -> None:
 
 
 LONG = [
-    "--steps",
-    "150",
-    "--save-every",
-    "20",
-    "--eval-every",
-    "40",
-    "--log-every",
-    "1",
-    "--dropout",
-    "0.1",
+    *("--steps", "150", "--save-every", "20", "--eval-every", "40"),
+    *("--log-every", "1", "--dropout", "0.1"),
 ]
 SHORT = ["--steps", "6", "--save-every", "2", "--eval-every", "3", "--log-every", "1"]
 

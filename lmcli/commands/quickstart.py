@@ -6,6 +6,7 @@ import lzma
 import shlex
 import sysconfig
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -159,11 +160,12 @@ def _compare(root: Path, run: Path) -> list[tuple[str, float]]:
     texts = [tokenizer.decode_bytes(store.document(i).tolist()) for i in range(store.n_documents)]
     total = sum(map(len, texts))
     rows = [("this model", _model_bits(run))]
-    for name, compress in (
-        ("gzip -9", lambda t: gzip.compress(t, 9)),
-        ("bz2 -9", lambda t: bz2.compress(t, 9)),
-        ("xz -6", lambda t: lzma.compress(t, preset=6)),
-    ):
+    compressors: dict[str, Callable[[bytes], bytes]] = {
+        "gzip -9": lambda text: gzip.compress(text, 9),
+        "bz2 -9": lambda text: bz2.compress(text, 9),
+        "xz -6": lambda text: lzma.compress(text, preset=6),
+    }
+    for name, compress in compressors.items():
         rows.append((name, 8 * sum(len(compress(t)) for t in texts) / total))
     rows.append((f"xz, primed with {_primed_label(dataset)}", _primed(dataset, tokenizer, texts)))
     return rows
@@ -190,7 +192,8 @@ def _primed(dataset: "Dataset", tokenizer: Any, texts: list[bytes]) -> float:
     Later documents profit from earlier ones too, which the model is not given.
     """
     store = dataset.splits["train"]
-    parts, size = [], 0
+    parts: list[bytes] = []
+    size = 0
     for i in range(store.n_documents):
         parts.append(tokenizer.decode_bytes(store.document(i).tolist()))
         size += len(parts[-1])

@@ -41,7 +41,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(groups, defaults)
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[Tensor]] = {}
             for parameter in group["params"]:
@@ -54,8 +54,10 @@ class Muon(torch.optim.Optimizer):
                     if not state:
                         state["momentum_buffer"] = torch.zeros_like(parameter)
                     buffer = state["momentum_buffer"]
-                    buffer.lerp_(parameter.grad, 1 - group["momentum"])
-                    grads.append(parameter.grad.lerp(buffer, group["momentum"]))
+                    grad = parameter.grad
+                    assert grad is not None
+                    buffer.lerp_(grad, 1 - group["momentum"])
+                    grads.append(grad.lerp(buffer, group["momentum"]))
                 rate = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
                 for parameter, update in zip(
                     parameters, orthogonalise(torch.stack(grads)), strict=True
