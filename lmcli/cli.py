@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
 import click
 
@@ -30,6 +31,10 @@ COMMANDS = {
 }
 
 
+class _ClosedPipe(Exception):
+    """The reader of stdout left; raised in place of BrokenPipeError, which click exits 1 for."""
+
+
 class LazyGroup(click.Group):
     """Subcommands by name from COMMANDS; a module is imported when its command is used."""
 
@@ -50,6 +55,18 @@ class LazyGroup(click.Group):
 
             ctx.fail(f"no command {args[0]!r}{suggest(args[0], COMMANDS)}")
         return super().resolve_command(ctx, args)
+
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        try:
+            return super().make_context(*args, **extra)  # prints --help and --version
+        except BrokenPipeError:
+            raise _ClosedPipe from None
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise _ClosedPipe from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -75,6 +92,9 @@ def main(args: Sequence[str] | None = None) -> int:
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except click.ClickException as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # click before 8.2 has no such class
+            print(error.format_message(), file=sys.stderr)
+            return 2
         context = error.ctx if isinstance(error, click.UsageError) else None
         hint = f" (see `{context.command_path} --help`)" if context else ""
         return _fail(error.format_message().rstrip(".") + hint, 2)
@@ -82,7 +102,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         return _fail("stopped", 130)
-    except BrokenPipeError:
+    except (_ClosedPipe, BrokenPipeError):
         # The reader left (`| head -1`): keep the interpreter from complaining at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -4,6 +4,7 @@ rich is imported on first use and only for a terminal; off a terminal, progress 
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -16,11 +17,18 @@ quiet = False
 def say(message: str) -> None:
     """One line of conversation; silent under --quiet."""
     if not quiet:
-        print(message, file=sys.stderr, flush=True)
+        _print(message)
 
 
 def warn(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr, flush=True)
+    _print(f"warning: {message}")
+
+
+def _print(message: str) -> None:
+    try:
+        print(message, file=sys.stderr, flush=True)
+    except BrokenPipeError:  # nobody listens any more (`2>&1 | head`); the work goes on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def answer(text: str) -> None:

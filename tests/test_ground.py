@@ -120,7 +120,7 @@ def test_precedence_is_flag_environment_file_default(tmp_path):
     path.write_text("steps = ")
     with pytest.raises(UsageError, match="not valid TOML"):
         fields.collect(known, {}, path, {})
-    with pytest.raises(UsageError, match="LMCLI_SEED takes a whole number"):
+    with pytest.raises(UsageError, match="LMCLI_SEED: 'x' is not a count"):
         fields.collect(known, {}, None, {"LMCLI_SEED": "x"})
 
 

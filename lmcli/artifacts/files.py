@@ -55,7 +55,9 @@ def _do(action: Callable[[], Any], path: Path, half: Callable[[], Any] | None = 
 
 def make_directory(path: Path) -> None:
     if not path.is_dir():
-        _do(lambda: path.mkdir(parents=True, exist_ok=True), path)
+        make_directory(path.parent)
+        _do(lambda: path.mkdir(exist_ok=True), path)
+        sync_directory(path.parent)
 
 
 def _write(path: Path, data: bytes, mode: str = "wb") -> None:
@@ -178,6 +180,7 @@ def to_trash(path: Path, root: Path) -> Path:
     while (target := bin_ / f"{path.parent.name}-{path.name}-{number}").exists():
         number += 1
     _do(lambda: os.rename(path, target), path)
+    sync_directory(bin_)
     sync_directory(path.parent)
     return target
 
@@ -220,33 +223,40 @@ class Log:
     """An append-only file of JSON lines that knows the length and hash of what it holds.
 
     Opened at a recorded `length` it first drops whatever came later; without one, a torn last line.
+    Given a recorded `sha256` too, what is kept must have it.
     """
 
-    def __init__(self, path: Path, length: int | None = None) -> None:
+    def __init__(self, path: Path, length: int | None = None, sha256: str = "") -> None:
         self.path = path
+        self._named = False
         data = path.read_bytes() if path.exists() else b""
         keep = data.rfind(b"\n") + 1 if length is None else length
         if len(data) < keep:
             raise DataError(f"{path}: {len(data)} bytes, but the checkpoint recorded {keep}")
+        self.length = keep
+        self._hash = hashlib.sha256(data[:keep])
+        if sha256 and self.sha256 != sha256:
+            raise DataError(f"{path}: its first {keep} bytes are not what the checkpoint recorded")
         if len(data) > keep:
-            data = data[:keep]
             _do(lambda: os.truncate(path, keep), path)
-        self.length = len(data)
-        self._hash = hashlib.sha256(data)
 
     def append(self, record: dict[str, Any]) -> None:
         data = json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-
         _append(self.path, data)
         self.length += len(data)
         self._hash.update(data)
 
     def sync(self) -> None:
+        """Makes every line so far durable, and once the file's name."""
+
         def flush() -> None:
             with open(self.path, "ab") as file:
                 os.fsync(file.fileno())
 
         _do(flush, self.path)
+        if not self._named:
+            sync_directory(self.path.parent)
+            self._named = True
 
     @property
     def sha256(self) -> str:

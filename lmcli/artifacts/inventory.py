@@ -1,6 +1,8 @@
 """What is there: every artifact under a root, its state and its relations. Read-only."""
 
+import contextlib
 import hashlib
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +28,13 @@ class Artifact:
 
     @property
     def size(self) -> int:
-        return sum(p.stat().st_size for p in self.path.rglob("*") if p.is_file())
+        """Bytes on disk; files that a living run prunes meanwhile count as gone."""
+        total = 0
+        for folder, _, names in os.walk(self.path):
+            for name in names:
+                with contextlib.suppress(OSError):
+                    total += os.lstat(os.path.join(folder, name)).st_size
+        return total
 
 
 def artifacts(root: Path) -> Iterator[Artifact]:
@@ -70,17 +78,33 @@ def status(run: Path) -> dict[str, Any]:
     return value
 
 
+def checkpoints(run: Path) -> dict[str, Any]:
+    """The steps of a run's complete checkpoints, and the best of them as the newest one knows."""
+    steps: list[int] = []
+    best = None
+    for folder in sorted((run / layout.CHECKPOINTS).glob("[!.]*"), key=lambda p: p.name.zfill(32)):
+        step = layout.step_of(folder)
+        with contextlib.suppress(LmcliError):
+            if step is not None and manifest.read(folder, "checkpoint"):
+                best = files.read_json(folder / layout.STATE).get("best")
+                steps.append(step)
+    return {"steps": steps, "best": best["step"] if best else None}
+
+
 def verify(path: Path) -> tuple[list[str], int, int]:
     """(problems, files read, bytes read) of an artifact, a run's checkpoints and log included."""
-    is_run = (path / layout.CONFIG).exists()
+    is_run = any((path / n).exists() for n in (layout.CONFIG, layout.STATUS, layout.CHECKPOINTS))
     folders = [path]
     problems = manifest.verify(path, foreign=not is_run)
     if is_run:
-        steps = sorted((path / layout.CHECKPOINTS).glob("[!.]*"))
-        folders += [p for p in steps if p.is_dir()]
-        for folder in folders[1:]:
-            problems += manifest.verify(folder) or _log_problems(path, folder)
-        problems += _foreign(path)
+        for folder in sorted((path / layout.CHECKPOINTS).glob("[!.]*")):
+            if layout.step_of(folder) is None or not folder.is_dir():
+                continue
+            found = _checkpoint_problems(path, folder)
+            if folder.is_dir():  # a living run prunes old ones meanwhile
+                folders.append(folder)
+                problems += found
+        problems += _unreadable(path) + _foreign(path)
     n_files = n_bytes = 0
     for folder in folders:
         try:
@@ -91,15 +115,44 @@ def verify(path: Path) -> tuple[list[str], int, int]:
     return problems, n_files, n_bytes
 
 
-def _log_problems(run: Path, checkpoint: Path) -> list[str]:
-    """metrics.jsonl must still start with what the checkpoint saw."""
-    state = files.read_json(checkpoint / layout.STATE)
+def _checkpoint_problems(run: Path, checkpoint: Path) -> list[str]:
+    """Its files must match its manifest, and metrics.jsonl still start with what it saw."""
+    try:
+        problems = manifest.verify(checkpoint)
+        if problems:
+            return problems
+        state = files.read_json(checkpoint / layout.STATE)
+        size, digest = state["metrics_bytes"], state["metrics_sha256"]
+    except KeyError as error:
+        return [f"{checkpoint / layout.STATE}: {error} is missing"]
+    except LmcliError as error:
+        return [str(error)]
     log = run / layout.METRICS
-    size, digest = state["metrics_bytes"], state["metrics_sha256"]
-    data = log.read_bytes()[:size] if log.exists() else b""
-    if hashlib.sha256(data).hexdigest() != digest or len(data) != size:
+    data = b""
+    if log.exists():
+        with open(log, "rb") as file:
+            data = file.read(size)
+    if hashlib.sha256(data).hexdigest() != digest:
         return [f"{log}: its first {size} bytes are not what {checkpoint.name} recorded"]
     return []
+
+
+def _unreadable(run: Path) -> list[str]:
+    """Files that change while a run lives have no hash, but must at least parse."""
+    problems = []
+    documents = [run / layout.STATUS, run / layout.CHECKPOINTS / layout.INDEX]
+    documents += sorted((run / layout.EVALS).glob("[!.]*.json"))
+    for path in [p for p in documents if p.exists()]:
+        try:
+            files.read_json(path)
+        except LmcliError as error:
+            problems.append(str(error))
+    for name in (layout.METRICS, layout.PERF, layout.EVENTS):
+        try:
+            files.read_log(run / name)
+        except LmcliError as error:
+            problems.append(str(error))
+    return problems
 
 
 def _foreign(run: Path) -> list[str]:
@@ -107,7 +160,7 @@ def _foreign(run: Path) -> list[str]:
     strangers = []
     for path in sorted(run.rglob("*")):
         parts = path.relative_to(run).parts
-        if path.is_dir() or len(parts) == 1 and parts[0] in known:
+        if path.is_dir() or (len(parts) == 1 and parts[0] in known):
             continue
         if parts[0] == layout.EVALS and path.suffix == ".json":
             continue

@@ -48,14 +48,13 @@ def is_path(reference: str) -> bool:
 
 def new(root: Path, kind: str, reference: str) -> Path:
     """Where an artifact of `kind` called `reference` belongs."""
-    if is_path(reference):
-        return Path(reference)
-    name = reference.removeprefix(FOLDERS[kind] + "/")
+    name = Path(reference).name if is_path(reference) else reference
+    name = name.removeprefix(FOLDERS[kind] + "/")
     if not _NAME.fullmatch(name):
         raise UsageError(
             f"{reference!r} cannot be a name; use letters, digits, dot, dash and underscore"
         )
-    return root / FOLDERS[kind] / name
+    return Path(reference) if is_path(reference) else root / FOLDERS[kind] / name
 
 
 def find(root: Path, reference: str, kind: str | None = None) -> Path:
@@ -66,18 +65,20 @@ def find(root: Path, reference: str, kind: str | None = None) -> Path:
         if not path.is_dir():
             raise MissingInputError(f"{reference}: no such folder")
         return path
-    folder, slash, name = reference.partition("/")
+    folder, slash, name = reference.rstrip("/").rpartition("/")
     if slash:
         kinds = [k for k in kinds if FOLDERS[k] == folder]
-    else:
-        name = reference
-    found = [root / FOLDERS[k] / name for k in kinds if (root / FOLDERS[k] / name).is_dir()]
-    if not name or not _NAME.fullmatch(name) or not found:
+    valid = _NAME.fullmatch(name) is not None
+    candidates = [root / FOLDERS[k] / name for k in kinds if valid]
+    found = [path for path in candidates if path.is_dir()]
+    if not found:
         what = kind or "artifact"
         there = sorted(
             p.name for k in kinds for p in (root / FOLDERS[k]).glob("[!.]*") if p.is_dir()
         )
         listing = f"; there are {', '.join(there[:8])}" if there else ""
+        if slash and valid and Path(reference).is_dir():
+            listing = f"; a path starts with ./ or /: ./{reference}"
         raise MissingInputError(f"no {what} called {reference!r} under {root}{listing}")
     if len(found) > 1:
         choices = " or ".join(f"{p.parent.name}/{p.name}" for p in found)

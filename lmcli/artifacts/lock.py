@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from lmcli.artifacts.files import make_directory
 from lmcli.errors import LockedError, StorageError
@@ -29,12 +30,9 @@ def hold(path: Path, what: str) -> Iterator[None]:
     except OSError as error:
         raise StorageError(f"{path}: {error.strerror}") from error
     with file:
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                file.seek(0)
-                raise LockedError(f"{what} is being written by {_holder(file.read())}") from None
+        if not _take(file, path):
+            file.seek(0)
+            raise LockedError(f"{what} is being written by {_holder(file.read())}")
         file.seek(0)
         file.truncate()
         json.dump({"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}, file)
@@ -42,15 +40,30 @@ def hold(path: Path, what: str) -> Iterator[None]:
         yield
 
 
+def _take(file: TextIO, path: Path) -> bool:
+    for _ in range(5):
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(0.05)  # it may only be somebody asking is_held
+        except OSError as error:
+            raise StorageError(f"{path}: this file system cannot lock: {error.strerror}") from error
+    return False
+
+
 def is_held(path: Path) -> bool:
-    """Whether a living process holds the lock, without disturbing it."""
+    """Whether a living process holds the lock."""
     if fcntl is None or not path.exists():
         return False
     with open(path) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             return True
+        except OSError:  # no locks on this file system
+            return False
     return False
 
 

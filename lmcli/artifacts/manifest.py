@@ -1,8 +1,9 @@
 """The manifest of an artifact: what it is, what it came from, and the hash of every file.
 
 It is written last, so its existence says that the artifact is complete. `id` is a hash of content
-alone (format, kind, parents, files): the same bytes made twice have the same id. Hashes find
-corruption; they do not defend against someone who rewrites the manifest too.
+alone (format, kind, parents, files): the same bytes made twice have the same id. `check` is a hash
+of everything else in the manifest, so that no byte of it can change unseen. Hashes find corruption;
+they do not defend against someone who rewrites the manifest too.
 """
 
 import hashlib
@@ -11,7 +12,8 @@ import platform
 import socket
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,17 @@ class Manifest:
     config: dict[str, Any] = field(default_factory=dict)
     made: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
+    check: str = ""
+
+    def content_id(self) -> str:
+        return _digest({k: getattr(self, k) for k in ("format", "kind", "parents", "files")})
+
+    def own_check(self) -> str:
+        return _digest({k: v for k, v in asdict(self).items() if k != "check"})
+
+
+def _digest(value: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def describe_machine() -> dict[str, Any]:
@@ -61,16 +74,25 @@ def write(
         n: {"bytes": (directory / n).stat().st_size, "sha256": files.sha256_file(directory / n)}
         for n in names
     }
-    parents = parents or {}
-    content = {"format": FORMAT, "kind": kind, "parents": parents, "files": table}
-    id_ = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    manifest = Manifest(kind, name, id_, parents, table, config or {}, describe_machine())
+    manifest = Manifest(kind, name, "", parents or {}, table, config or {}, describe_machine())
+    manifest = replace(manifest, id=manifest.content_id())
+    manifest = replace(manifest, check=manifest.own_check())
     files.write_json(directory / layout.MANIFEST, asdict(manifest))
     return manifest
 
 
 def read(directory: Path, kind: str | None = None, hashes: bool = False) -> Manifest:
     """The manifest of a complete artifact whose files have the recorded sizes (and hashes)."""
+    manifest = _parse(directory)
+    if kind is not None and manifest.kind != kind:
+        raise MismatchError(f"{directory} is a {manifest.kind}, not a {kind}")
+    for problem in _problems(directory, manifest, hashes):
+        raise DataError(problem)
+    return manifest
+
+
+def _parse(directory: Path) -> Manifest:
+    """The manifest alone, believed only as far as its own hashes; files are not looked at."""
     if not directory.is_dir():
         raise MissingInputError(f"{directory}: no such artifact")
     path = directory / layout.MANIFEST
@@ -83,45 +105,39 @@ def read(directory: Path, kind: str | None = None, hashes: bool = False) -> Mani
         )
     try:
         manifest = Manifest(**value)
-        listed = [(n, e["bytes"], e["sha256"]) for n, e in manifest.files.items()]
-    except (TypeError, KeyError, AttributeError):
-        raise DataError(f"{path}: not a manifest; restore or rebuild {directory}") from None
-    if kind is not None and manifest.kind != kind:
-        raise MismatchError(f"{directory} is a {manifest.kind}, not a {kind}")
-    problem = _first_problem(directory, listed, hashes)
-    if problem:
-        raise DataError(problem)
+        inside = all(
+            {"bytes", "sha256"} <= set(entry) and not {"", ".", ".."} & set(name.split("/"))
+            for name, entry in manifest.files.items()
+        )
+    except (TypeError, AttributeError):
+        inside = False
+    if not inside or not isinstance(manifest.parents, dict):
+        raise DataError(f"{path}: not a manifest; restore or rebuild {directory}")
+    if manifest.content_id() != manifest.id:
+        raise DataError(f"{path}: its id does not match its content; changed")
+    if manifest.check and manifest.own_check() != manifest.check:
+        raise DataError(f"{path}: its check does not match its content; changed")
     return manifest
 
 
-def _first_problem(directory: Path, listed: list[tuple[str, int, str]], hashes: bool) -> str:
-    for name, size, digest in listed:
+def _problems(directory: Path, manifest: Manifest, hashes: bool) -> Iterator[str]:
+    for name, entry in manifest.files.items():
         path = directory / name
         if not path.is_file() or path.is_symlink():
-            return f"{path}: missing, but listed in the manifest; restore or rebuild it"
-        if path.stat().st_size != size:
-            return f"{path}: {path.stat().st_size} bytes, expected {size}; truncated or changed"
-        if hashes and files.sha256_file(path) != digest:
-            return f"{path}: content differs from its recorded sha256; corrupt"
-    return ""
+            yield f"{path}: missing, but listed in the manifest; restore or rebuild it"
+        elif (size := path.stat().st_size) != entry["bytes"]:
+            yield f"{path}: {size} bytes, expected {entry['bytes']}; truncated or changed"
+        elif hashes and files.sha256_file(path) != entry["sha256"]:
+            yield f"{path}: content differs from its recorded sha256; corrupt"
 
 
 def verify(directory: Path, foreign: bool = True) -> list[str]:
     """Every problem found by reading every byte; `foreign` also names files nobody listed."""
     try:
-        manifest = read(directory)
+        manifest = _parse(directory)
     except (DataError, MismatchError) as error:
         return [str(error)]
-    problems = []
-    for name, entry in manifest.files.items():
-        problem = _first_problem(directory, [(name, entry["bytes"], entry["sha256"])], True)
-        if problem:
-            problems.append(problem)
-    content = {k: getattr(manifest, k) for k in ("format", "kind", "parents", "files")}
-    if hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest() != manifest.id:
-        problems.append(
-            f"{directory / layout.MANIFEST}: its id does not match its content; changed"
-        )
+    problems = list(_problems(directory, manifest, True))
     if foreign:
         known = {*manifest.files, layout.MANIFEST}
         for path in sorted(directory.rglob("*")):

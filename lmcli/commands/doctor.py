@@ -1,5 +1,6 @@
 """lmcli doctor"""
 
+import os
 import platform
 import shutil
 import sys
@@ -10,7 +11,8 @@ import click
 
 from lmcli.commands import options
 
-PACKAGES = ("torch", "tokenizers", "numpy", "safetensors", "click", "rich")
+PACKAGES = ("torch", "tokenizers", "numpy", "safetensors", "sacrebleu", "rouge-score")
+PACKAGES += ("click", "rich")
 EXTRAS = {"plot": "matplotlib"}
 
 
@@ -23,32 +25,56 @@ def command(root: Path, as_json: bool) -> None:
     Example:
       lmcli doctor --json
     """
-    from importlib import metadata, util
-
-    import torch
-
     import lmcli
     from lmcli import console
-    from lmcli.artifacts import files, lock
     from lmcli.config.units import show_bytes
-    from lmcli.errors import LmcliError
-    from lmcli.training import precision
 
-    machine = precision.resolve("auto", "auto", 0)
-    existing = next(p for p in (root, *root.absolute().parents) if p.is_dir())
+    # The artifact directory may not exist yet; what holds for the folder above holds for it.
+    folder = next(p for p in (root, *root.absolute().parents) if p.is_dir())
     facts: dict[str, Any] = {
         "lmcli": lmcli.__version__,
         "python": f"{platform.python_version()} ({sys.executable})",
         "system": platform.platform(),
-        "cpu": f"{_cpu_name()}, {torch.backends.cpu.get_cpu_capability()}",
-        "cores": precision.usable_cores(),
+        "cpu": _cpu_name(),
         "memory": _memory(),
         "artifacts": str(root.absolute()),
-        "free disk": show_bytes(shutil.disk_usage(existing).free),
+        "free disk": show_bytes(shutil.disk_usage(folder).free),
+        "locks and fsync": _probe(folder),
+        **_torch(),
+        **_packages(),
+    }
+    if as_json:
+        console.answer_json(facts)
+    else:
+        console.answer("\n".join(f"{k:<16} {v}" for k, v in facts.items()))
+
+
+def _torch() -> dict[str, Any]:
+    """Devices, and the choices lmcli makes from them; a broken torch is a finding, not a bug."""
+    try:
+        import torch
+
+        from lmcli.training import precision
+    except (ImportError, OSError) as error:
+        return {"chosen": f"nothing: torch cannot be imported ({error})"}
+    machine = precision.resolve("auto", "auto", 0)
+    facts: dict[str, Any] = {
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": precision.usable_cores(),
+        "devices": "cpu",
         "chosen": f"{machine.device}, {machine.dtype}, {machine.threads} threads: {machine.why}",
     }
-    if torch.cuda.is_available():
-        facts["cuda"] = torch.cuda.get_device_name(0)
+    for i in range(torch.cuda.device_count()):
+        facts["devices"] += f", cuda:{i} {torch.cuda.get_device_name(i)}"
+    if torch.backends.mps.is_available():
+        facts["devices"] += ", mps"
+    return facts
+
+
+def _packages() -> dict[str, str]:
+    from importlib import metadata, util
+
+    facts = {}
     for package in PACKAGES:
         try:
             facts[package] = metadata.version(package)
@@ -56,22 +82,24 @@ def command(root: Path, as_json: bool) -> None:
             facts[package] = f"missing: pip install {package}"
     for extra, module in EXTRAS.items():
         there = util.find_spec(module) is not None
-        facts[f"extra {extra}"] = "yes" if there else f"no: pip install 'lmcli[{extra}]'"
-    probe = existing / f".lmcli-doctor-{platform.node()}"
+        facts[f"extra {extra}"] = "yes" if there else f"no: pip install {module}"
+    return facts
+
+
+def _probe(folder: Path) -> str:
+    """Whether one writer at a time and durable files can be had in `folder`."""
+    from lmcli.artifacts import files, lock
+    from lmcli.errors import LmcliError
+
+    probe = folder / f".lmcli-doctor-{platform.node()}-{os.getpid()}"
     try:
         files.write_file(probe, b"probe\n")
         with lock.hold(probe, "the probe"):
             held = lock.is_held(probe)
-        facts["locks and fsync"] = "work here" if held else "no lock held: one writer is up to you"
+        files.remove(probe)
     except LmcliError as error:
-        facts["locks and fsync"] = f"fail: {error}"
-    finally:
-        if probe.exists():
-            files.remove(probe)
-    if as_json:
-        console.answer_json(facts)
-    else:
-        console.answer("\n".join(f"{k:<16} {v}" for k, v in facts.items()))
+        return f"fail: {error}"
+    return "work here" if held else "no locks here: that only one process writes is up to you"
 
 
 def _cpu_name() -> str:
@@ -88,8 +116,6 @@ def _memory() -> str:
     from lmcli.config.units import show_bytes
 
     try:
-        import os
-
         return show_bytes(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     except (AttributeError, ValueError, OSError):
         return "unknown"

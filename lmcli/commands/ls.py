@@ -22,16 +22,20 @@ def command(kind: str | None, root: Path, as_json: bool) -> None:
     from lmcli import console
     from lmcli.artifacts import inventory
     from lmcli.config.units import show_bytes
+    from lmcli.errors import DataError
 
     records: list[dict[str, Any]] = []
     for artifact in inventory.artifacts(root):
         if kind and artifact.path.parent.name != kind:
             continue
         made = artifact.manifest
-        state = "broken" if made is None else ""
-        if artifact.kind == "run" and made is not None:
-            now = inventory.status(artifact.path)
-            state = f"{now['state']} at step {now['step']}"
+        state = "" if made else "broken"
+        if made and artifact.kind == "run":
+            try:
+                now = inventory.status(artifact.path)
+                state = f"{now['state']} at step {now['step']}"
+            except DataError:
+                state = "broken"
         records.append(
             {
                 "kind": artifact.kind,
@@ -49,7 +53,10 @@ def command(kind: str | None, root: Path, as_json: bool) -> None:
         console.say(f"nothing under {root} yet; start with: lmcli quickstart")
         return
     rows = [
-        (r["kind"], r["name"], str(r["id"])[:12], show_bytes(r["bytes"]), r["created"], r["state"])
+        (
+            *(r["kind"], r["name"], (r["id"] or "")[:12], show_bytes(r["bytes"])),
+            *(r["created"] or "", r["state"]),
+        )
         for r in records
     ]
     console.answer(console.table(rows, ("kind", "name", "id", "size", "created", "state")))

@@ -1,5 +1,6 @@
 """lmcli rm"""
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import click
@@ -25,26 +26,31 @@ def command(artifacts: tuple[str, ...], empty_trash: bool, root: Path, as_json: 
     """
     from lmcli import console
     from lmcli.artifacts import files, inventory, layout, lock, manifest
-    from lmcli.errors import DataError
+    from lmcli.errors import DataError, MismatchError
 
     if not artifacts and not empty_trash:
         raise UsageError("name an artifact to remove, or --empty-trash")
     moved = []
     for reference in artifacts:
         path = layout.find(root, reference)
+        if layout.is_path(reference):
+            path = path.resolve()
+            if not (path / layout.MANIFEST).is_file():
+                raise UsageError(f"{reference} is not an artifact: it has no {layout.MANIFEST}")
         try:
             users = inventory.children(root, manifest.read(path).id)
-        except DataError:
+        except (DataError, MismatchError):
             users = []
         if users:
             raise RefusedError(f"{reference} is a parent of {', '.join(users)}; remove those first")
-        with (
-            lock.hold(layout.creation_lock(path), reference),
-            lock.hold(path / layout.LOCK, reference),
-        ):
+        with ExitStack() as stack:
+            stack.enter_context(lock.hold(layout.creation_lock(path), reference))
+            if (path / layout.LOCK).exists():
+                stack.enter_context(lock.hold(path / layout.LOCK, reference))
             moved.append(str(files.to_trash(path, root)))
         console.say(f"{reference} is in {moved[-1]}; lmcli rm --empty-trash frees the space")
-    if empty_trash and (root / files.TRASH).is_dir():
+    if empty_trash:
+        files.sweep(root)  # what an earlier emptying left when it was killed
         files.remove(root / files.TRASH)
         console.say("the trash is empty")
     if as_json:

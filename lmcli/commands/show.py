@@ -27,7 +27,7 @@ def command(artifact: str, root: Path, as_json: bool) -> None:
     made = manifest.read(path)
     facts: dict[str, Any] = {
         "kind": made.kind,
-        "name": path.name,
+        "name": path.resolve().name,
         "id": made.id,
         "path": str(path),
         "parents": {
@@ -42,26 +42,55 @@ def command(artifact: str, root: Path, as_json: bool) -> None:
         facts["config"] = files.read_json(path / layout.CONFIG)
         facts["status"] = inventory.status(path)
         facts["events"] = files.read_log(path / layout.EVENTS)
-        steps = [layout.step_of(p) for p in (path / layout.CHECKPOINTS).glob("step-*")]
-        facts["checkpoints"] = sorted(s for s in steps if s is not None)
-        facts["evals"] = sorted(p.name for p in (path / layout.EVALS).glob("*.json"))
+        facts["checkpoints"] = inventory.checkpoints(path)
+        facts["evals"] = sorted(p.stem for p in (path / layout.EVALS).glob("[!.]*.json"))
     if as_json:
         console.answer_json(facts)
-        return
-    console.answer(f"{made.kind} {path.name}")
-    console.answer(f"  id        {made.id}")
-    console.answer(f"  path      {path}")
-    console.answer(f"  created   {inventory.age(made.made)} by: {' '.join(made.made['command'])}")
-    for kind, id_ in made.parents.items():
-        name = inventory.name_of(root, id_) or "not under this root"
-        console.answer(f"  {kind:<9} {name} ({id_[:12]})")
-    for key in ("status", "checkpoints", "evals", "events"):
-        if facts.get(key):
-            console.answer(f"  {key:<11} {json.dumps(facts[key], ensure_ascii=False)}")
-    config = dict(facts["config"])
-    sources = config.pop("sources", {})
-    for split, listed in sources.items():
-        total = sum(s["bytes"] for s in listed)
-        console.answer(f"  {split} text  {len(listed)} file(s), {total:,} bytes")
+    else:
+        console.answer("\n".join(f"{key:<12} {value}" for key, value in _lines(facts)))
+
+
+def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """The facts for people: one short line each."""
+    from lmcli.artifacts.inventory import age
+
+    made = facts["made"]
+    lines = [
+        (facts["kind"], facts["name"]),
+        ("id", facts["id"]),
+        ("path", facts["path"]),
+        ("created", f"{age(made)} by: {' '.join(made.get('command', []))}"),
+    ]
+    for kind, parent in facts["parents"].items():
+        lines.append((kind, f"{parent['name'] or 'not under this root'} ({parent['id'][:12]})"))
+    status = facts.get("status", {})
+    if status:
+        reason = f": {status['reason']}" if status["reason"] else ""
+        steps = facts["config"]["training"]["steps"]
+        of = status.get("steps", steps)
+        lines.append(("state", f"{status['state']} at step {status['step']} of {of}{reason}"))
+        lines += [
+            (key, f"{status[key]:.4f}")
+            for key in ("loss", "val_loss", "val_bits_per_byte")
+            if key in status
+        ]
+        found = facts["checkpoints"]
+        steps = ", ".join(map(str, found["steps"])) or "none yet"
+        best = f" (best {found['best']})" if found["best"] is not None else ""
+        lines.append(("checkpoints", steps + best))
+    for key in ("evals", "events"):
+        lines += [(key.removesuffix("s"), _text(value)) for value in facts.get(key, [])]
+    config = {k: v for k, v in facts["config"].items() if k != "format"}
+    for split, listed in config.pop("sources", {}).items():
+        size = sum(source["bytes"] for source in listed)
+        lines.append((f"{split} text", f"{len(listed)} file(s), {size:,} bytes"))
     for key, value in config.items():
-        console.answer(f"  {key:<11} {json.dumps(value, ensure_ascii=False)}")
+        if isinstance(value, dict):
+            lines.append((key, "  ".join(f"{k}={_text(v)}" for k, v in value.items())))
+        else:
+            lines.append((key, _text(value)))
+    return lines
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,5 +1,6 @@
 """lmcli status"""
 
+import json
 from pathlib import Path
 
 import click
@@ -30,8 +31,12 @@ def command(run: str, field: str | None, root: Path, as_json: bool) -> None:
             raise UsageError(
                 f"--field {field}: there are {', '.join(status)}" + suggest(field, status)
             )
-        console.answer(str(status[field]))
+        value = status[field]
+        console.answer(value if isinstance(value, str) else json.dumps(value))
     elif as_json:
         console.answer_json(status)
     else:
-        console.answer("\n".join(f"{k:<18} {v}" for k, v in status.items()))
+        shown = {k: v for k, v in status.items() if v not in (None, "")}
+        for key, value in shown.items():
+            text = value if isinstance(value, str) else json.dumps(value)
+            console.answer(f"{key:<18} {text}")

@@ -140,6 +140,8 @@ def read_toml(path: Path) -> dict[str, Any]:
             table = tomllib.load(file)
     except FileNotFoundError:
         raise MissingInputError(f"--config {path}: no such file") from None
+    except OSError as error:
+        raise UsageError(f"--config {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"--config {path}: not valid TOML: {error}") from None
     return table

@@ -19,10 +19,7 @@ def parse_count(text: str) -> int:
         if match and match[2] == "m":
             hint = f"; write {match[1]}M for million or {match[1]}min for minutes"
         raise UsageError(f"{text!r} is not a count such as 5000, 5k or 10M{hint}")
-    value = float(match[1].replace(",", "").replace("_", "")) * _COUNT[match[2]]
-    if value != int(value):
-        raise UsageError(f"{text!r} is not a whole number")
-    return int(value)
+    return _whole(text, match[1], _COUNT[match[2]])
 
 
 def parse_bytes(text: str) -> int:
@@ -30,7 +27,19 @@ def parse_bytes(text: str) -> int:
     match = _NUMBER.fullmatch(text)
     if match is None or match[2] not in _BYTES:
         raise UsageError(f"{text!r} is not a size such as 512MiB or 2GiB")
-    return int(float(match[1].replace(",", "").replace("_", "")) * _BYTES[match[2]])
+    return _whole(text, match[1], _BYTES[match[2]])
+
+
+def _whole(text: str, number: str, unit: int) -> int:
+    """number x unit, exactly: in floats 2.3 x 10**6 is not whole and 2**53 + 1 does not exist."""
+    from decimal import Decimal
+
+    value = Decimal(number.replace(",", "").replace("_", "")) * unit
+    if value.adjusted() > 30:
+        raise UsageError(f"{text!r} is too large")
+    if value != int(value):
+        raise UsageError(f"{text!r} is not a whole number")
+    return int(value)
 
 
 def parse_duration(text: str) -> float:
@@ -49,7 +58,7 @@ def parse_duration(text: str) -> float:
 def show_count(value: float) -> str:
     """1234567 -> `1.23M`."""
     for size, letter in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "k")):
-        if abs(value) >= size:
+        if abs(value) >= 0.9995 * size:  # what rounds to 1000k reads 1M
             return f"{value / size:.3g}{letter}"
     return f"{value:g}"
 
