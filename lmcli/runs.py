@@ -13,6 +13,7 @@ from typing import Any
 
 from lmcli import console
 from lmcli.artifacts import files, layout, lock, manifest
+from lmcli.artifacts.again import creating
 from lmcli.config import fields
 from lmcli.config.evaluation import EvaluationConfig
 from lmcli.config.model import ModelConfig
@@ -113,7 +114,7 @@ def plan(
     return RunConfig(model, training, source), dataset
 
 
-def measure(root: Path, data: str, given: dict[str, Any], n_steps: int = 8) -> float:
+def measure(root: Path, data: str, given: dict[str, Any], n_steps: int = 12) -> float:
     """Seconds per training step of a config here, by a few steps that are thrown away."""
     config, dataset = plan(root, data, None, given)
     machine = precision.resolve(
@@ -130,7 +131,7 @@ def measure(root: Path, data: str, given: dict[str, Any], n_steps: int = 8) -> f
         began = time.perf_counter()
         update(model, optimizer, batches, config.training, machine, step + 1, 0.0)
         took.append(time.perf_counter() - began)
-    return sorted(took)[n_steps // 2]
+    return sorted(took[n_steps // 3 :])[n_steps // 3]  # the first ones warm up
 
 
 def create(run: Path, config: RunConfig, dataset: Dataset) -> None:
@@ -157,9 +158,7 @@ def train(
     """
     run = layout.new(root, "run", name)
     with ExitStack() as stack:
-        stack.enter_context(lock.hold(layout.creation_lock(run), f"run {name}"))
-        if force and run.exists():
-            console.say(f"moved the old {name} to {files.to_trash(run, root)}")
+        stack.enter_context(creating(run, root, "run", force))
         if not run.exists():
             if data is None:
                 raise UsageError(

@@ -194,3 +194,11 @@ def test_memory_stays_flat_on_a_corpus_larger_than_what_is_held(cli, root, token
         characters, grown = map(int, done.stdout.split())
         assert characters > 70_000_000
         assert grown < 60_000, f"{document}: {grown} KiB more than before reading"
+
+
+def test_force_puts_the_old_one_back_when_the_new_one_fails(cli, root, tokenizer):
+    (root.parent / "a.txt").write_text("some text\n" * 300)
+    first = json.loads(build(cli, "a.txt", "--json").out)
+    (root.parent / "bad.txt").write_bytes(b"\xff")
+    assert build(cli, "bad.txt", "--force").code == 65
+    assert json.loads(build(cli, "a.txt", "--json").out)["id"] == first["id"]

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmcli.errors import DataError, UsageError
-from lmcli.text.tokenizer import SPECIAL, StreamDecoder, Tokenizer
+from lmcli.text.tokenizer import SPECIAL, Tokenizer
 
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 
@@ -49,21 +49,6 @@ def test_a_cut_character_is_replaced_only_for_display(tokenizer):
     ids = tokenizer.encode("狐")
     assert tokenizer.decode(ids[:1]) == "\ufffd"
     assert tokenizer.decode_bytes(ids[:1]) == "狐".encode()[: len(ids[:1])]
-
-
-@settings(max_examples=50, derandomize=True, deadline=None)
-@given(text=ANY_TEXT)
-def test_a_stream_never_shows_part_of_a_character(tokenizer, text):
-    stream = StreamDecoder(tokenizer)
-    parts = [stream.add([i]) for i in tokenizer.encode(text)]
-    assert "".join(parts) == text and stream.close() == ""
-    assert all(part in text for part in parts)
-
-
-def test_a_stream_that_ends_inside_a_character_says_so(tokenizer):
-    stream = StreamDecoder(tokenizer)
-    assert stream.add(tokenizer.encode("\U0001f98a")[:1]) == ""
-    assert stream.close() == "\ufffd"
 
 
 def test_newline_ids(tokenizer):

@@ -13,11 +13,20 @@ from lmcli.errors import MismatchError
 
 @contextmanager
 def creating(path: Path, root: Path, kind: str, force: bool) -> Iterator[None]:
-    """Holds the lock under which `path` is created; `--force` puts an old one in the trash."""
+    """Holds the lock under which `path` is created.
+
+    `--force` puts an old one in the trash, and back in its place if the new one fails.
+    """
     with lock.hold(layout.creation_lock(path), f"{kind} {path.name}"):
-        if force and path.exists():
-            console.say(f"moved the old {path.name} to {files.to_trash(path, root)}")
-        yield
+        old = files.to_trash(path, root) if force and path.exists() else None
+        try:
+            yield
+        except BaseException:
+            if old is not None and not path.exists():
+                files.move(old, path)
+            raise
+        if old is not None:
+            console.say(f"the old {path.name} is in {old}")
 
 
 def finished(

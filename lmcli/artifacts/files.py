@@ -179,10 +179,15 @@ def to_trash(path: Path, root: Path) -> Path:
     number = 0
     while (target := bin_ / f"{path.parent.name}-{path.name}-{number}").exists():
         number += 1
-    _do(lambda: os.rename(path, target), path)
-    sync_directory(bin_)
-    sync_directory(path.parent)
+    move(path, target)
     return target
+
+
+def move(path: Path, target: Path) -> None:
+    """Renames within one file system, durably."""
+    _do(lambda: os.rename(path, target), path)
+    sync_directory(target.parent)
+    sync_directory(path.parent)
 
 
 def sha256_file(path: Path) -> str:

@@ -28,7 +28,7 @@ MODEL = (
     "--n-layers 4 --d-model 192 --n-heads 3 --context-length 256 --batch-size 8 "
     "--optimizer muon --lr 0.02 --schedule wsd --decay-fraction 0.6"
 )
-TRAINING_SHARE = 0.68  # of the budget; the rest is tokenizer, data, start-up, scoring, samples
+TRAINING_SHARE = 0.75  # of the budget; scoring, compressors and samples take the rest
 PRIMING_BYTES = 16 * 2**20
 
 
@@ -67,9 +67,10 @@ def command(text: tuple[str, ...], budget: str, root: Path, as_json: bool) -> No
     if run.exists():
         steps = _stored_steps(run)
     else:
-        left = seconds - (time.monotonic() - began) - (1 - TRAINING_SHARE) * seconds * 0.75
-        steps = _plan_steps(root, max(5.0, min(left, TRAINING_SHARE * seconds)))
-    every = ["--eval-every", str(max(50, steps // 5)), "--save-every", str(max(50, steps // 10))]
+        left = TRAINING_SHARE * seconds - (time.monotonic() - began)
+        steps = _plan_steps(root, max(5.0, left))
+    every = ["--eval-every", str(max(50, steps // 5)), "--eval-tokens", "16384"]
+    every += ["--save-every", str(max(50, steps // 10))]
     shape = MODEL.split()
     _run("train", "--data", NAME, "--name", NAME, *shape, "--steps", str(steps), *every, *tail)
     prompts = ["The ", "def "] if not text else [""]

@@ -214,7 +214,8 @@ def build(
         for split, counts in builder.counts.items():
             if not counts["documents"]:
                 raise DataError(_empty(split, rule))
-        (folder / layout.TOKENIZER).write_bytes((tokenizer_path / layout.TOKENIZER).read_bytes())
+        data = (tokenizer_path / layout.TOKENIZER).read_bytes()
+        files.write_file(folder / layout.TOKENIZER, data)
         skipped = sum(r.skipped for r in corpus.readers)
         made = {
             **recorded,

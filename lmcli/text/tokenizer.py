@@ -4,7 +4,6 @@ Byte-level, so nothing is unknown and bytes(decode(encode(text))) == bytes of te
 a special token encodes as text; only lmcli itself writes special ids.
 """
 
-import codecs
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -126,18 +125,3 @@ class Tokenizer:
     def newline_ids(self) -> frozenset[int]:
         """Tokens whose bytes hold a line feed."""
         return frozenset(i for i, b in enumerate(self._bytes_of) if b"\n" in b)
-
-
-class StreamDecoder:
-    """Text of ids that arrive one by one; a character is held back until it is whole."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def add(self, ids: Iterable[int]) -> str:
-        return self._decoder.decode(self._tokenizer.decode_bytes(ids))
-
-    def close(self) -> str:
-        """What was held back: nothing, or U+FFFD for a character that never became whole."""
-        return self._decoder.decode(b"", True)
