@@ -11,8 +11,10 @@ import click
 
 from lmcli.commands import options
 
-PACKAGES = ("torch", "tokenizers", "numpy", "safetensors", "sacrebleu", "rouge-score")
-PACKAGES += ("click", "rich")
+PACKAGES = (
+    *("torch", "tokenizers", "numpy", "safetensors", "click", "rich"),
+    *("sacrebleu", "rouge-score"),
+)
 EXTRAS = {"plot": "matplotlib"}
 
 

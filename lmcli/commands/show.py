@@ -47,7 +47,7 @@ def command(artifact: str, root: Path, as_json: bool) -> None:
     if as_json:
         console.answer_json(facts)
     else:
-        console.answer("\n".join(f"{key:<12} {value}" for key, value in _lines(facts)))
+        console.answer("\n".join(f"{key:<18} {value}" for key, value in _lines(facts)))
 
 
 def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:

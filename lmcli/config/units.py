@@ -32,11 +32,12 @@ def parse_bytes(text: str) -> int:
 
 def _whole(text: str, number: str, unit: int) -> int:
     """number x unit, exactly: in floats 2.3 x 10**6 is not whole and 2**53 + 1 does not exist."""
-    from decimal import Decimal
+    from decimal import Context, Decimal
 
-    value = Decimal(number.replace(",", "").replace("_", "")) * unit
-    if value.adjusted() > 30:
+    given = Decimal(number.replace(",", "").replace("_", ""))
+    if given.adjusted() > 20:
         raise UsageError(f"{text!r} is too large")
+    value = Context(prec=60).multiply(given, Decimal(unit))
     if value != int(value):
         raise UsageError(f"{text!r} is not a whole number")
     return int(value)

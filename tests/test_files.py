@@ -1,0 +1,62 @@
+"""The writer's corners: logs that were changed, the trash, folders that nest."""
+
+import errno
+
+import pytest
+
+from lmcli.artifacts import files
+from lmcli.errors import DataError, MissingInputError, StorageError
+
+
+def test_a_log_whose_kept_part_changed_is_refused(tmp_path):
+    log = files.Log(tmp_path / "log")
+    log.append({"loss": 1.5})
+    log.append({"loss": 1.4})
+    log.sync()
+    assert files.Log(log.path, log.length, log.sha256).length == log.length
+    data = log.path.read_bytes()
+    log.path.write_bytes(data.replace(b"1.5", b"1.6") + b"more\n")
+    with pytest.raises(DataError, match="are not what the checkpoint recorded"):
+        files.Log(log.path, log.length, log.sha256)
+    assert log.path.read_bytes().endswith(b"more\n")  # nothing is cut off a log that is wrong
+
+
+def test_the_trash_keeps_every_version(tmp_path):
+    for number in range(3):
+        files.write_file(tmp_path / "runs/base/x", b"%d" % number)
+        where = files.to_trash(tmp_path / "runs/base", tmp_path)
+        assert where == tmp_path / f".trash/runs-base-{number}"
+    assert (tmp_path / ".trash/runs-base-2/x").read_bytes() == b"2"
+
+
+def test_a_log_on_a_full_disk_is_74(tmp_path, monkeypatch):
+    log = files.Log(tmp_path / "log")
+
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("builtins.open", full)
+    with pytest.raises(StorageError, match="log: No space left on device"):
+        log.append({"a": 1})
+
+
+def test_a_block_that_fails_leaves_no_trace(tmp_path):
+    with pytest.raises(ZeroDivisionError), files.staged_directory(tmp_path / "a/b") as folder:
+        files.write_file(folder / "x", b"x")
+        raise ZeroDivisionError
+    assert [p.name for p in tmp_path.rglob("*")] == ["a"]
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"{", b'"x"', b"\xff", b"[" * 100_000])
+def test_json_that_is_no_object_is_named(tmp_path, data):
+    (tmp_path / "x.json").write_bytes(data)
+    with pytest.raises(DataError, match="x.json: not "):
+        files.read_json(tmp_path / "x.json")
+    with pytest.raises(MissingInputError):
+        files.read_json(tmp_path / "y.json")
+
+
+def test_nan_is_never_written(tmp_path):
+    with pytest.raises(ValueError):
+        files.write_json(tmp_path / "x.json", {"loss": float("nan")})
+    assert not list(tmp_path.iterdir())
