@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 import pytest
 
+from lmcli import errors
 from lmcli.cli import COMMANDS, cli
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -45,7 +46,7 @@ def test_the_command_page_is_what_help_says():
     assert (DOCS / "cli.md").read_text() == cli_page(), "run: python tests/test_docs.py"
 
 
-@pytest.mark.parametrize(("words", "command"), commands(), ids=lambda v: str(v))
+@pytest.mark.parametrize(("words", "command"), list(commands()), ids=lambda v: str(v))
 def test_every_command_and_option_has_help_and_an_example(words, command):
     assert command.help and f"lmcli {words[0]}" in command.help
     for parameter in command.params:
@@ -63,7 +64,7 @@ def lines():
                     yield path.name, part.strip()
 
 
-@pytest.mark.parametrize(("page", "line"), lines())
+@pytest.mark.parametrize(("page", "line"), list(lines()))
 def test_lines_in_the_documents_parse(page, line):
     words = shlex.split(line)[1:]
     known = {tuple(w): c for w, c in commands()}
@@ -73,6 +74,32 @@ def test_lines_in_the_documents_parse(page, line):
     for word in words[depth:]:
         if word.startswith("--"):
             assert word.partition("=")[0] in {*options, "--help"}, f"{page}: {word} in {line}"
+
+
+def test_commands_named_in_running_text_exist():
+    known = {word for words, _ in commands() for word in [" ".join(words)]}
+    for path in [DOCS.parent / "README.md", *DOCS.glob("*.md")]:
+        for words in re.findall(r"(?<!`)`lmcli ([a-z]+(?: [a-z]+)?)\b", path.read_text()):
+            assert words in known or words.split()[0] in known, f"{path}: lmcli {words}"
+
+
+def test_the_table_of_commands_says_what_the_commands_say():
+    for words, command in commands():
+        if len(words) == 1:
+            assert command.short_help == COMMANDS[words[0]][1]
+
+
+def test_the_exit_codes_are_documented():
+    table = (DOCS / "artifacts.md").read_text().partition("## Exit codes")[2]
+    codes = {c.exit_code for c in vars(errors).values() if isinstance(c, type)}
+    assert {int(c) for c in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)} == codes | {0, 130}
+
+
+def test_every_room_is_in_the_architecture():
+    page = (DOCS / "architecture.md").read_text()
+    for folder in (DOCS.parent / "lmcli").iterdir():
+        if (folder / "__init__.py").exists():
+            assert f"`{folder.name}/`" in page, folder
 
 
 def test_links_between_documents_resolve():

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from conftest import REPOSITORY, TINY
 
 
@@ -38,9 +37,8 @@ def test_the_lines_of_the_readme_work_as_written(sh, tiny_copy, prose):
     Path("val.txt").write_text("held out\n" * 20)
     Path("run.toml").write_text("steps = 12\nlr = 0.002\n")
     sh("lmcli tokenizer train a.txt b.txt.gz --name bpe --vocab-size 400")
-    assert sh("echo 'some text' | lmcli tokenizer encode bpe | lmcli tokenizer decode bpe").stdout == (
-        "some text\n"
-    )
+    echoed = sh("echo 'some text' | lmcli tokenizer encode bpe | lmcli tokenizer decode bpe")
+    assert echoed.stdout == ("some text\n")
     assert "bytes_per_token" in sh("lmcli tokenizer info bpe a.txt").stdout
     build = "lmcli data build a.txt b.txt.gz --tokenizer bpe --name c"
     sh(f"{build}1 --val-fraction 0.05 --test-fraction 0.05")

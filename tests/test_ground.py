@@ -127,7 +127,9 @@ def test_precedence_is_flag_environment_file_default(tmp_path):
 def test_unknown_config_keys_are_errors():
     with pytest.raises(UsageError, match=r"--stepz is not a setting; did you mean 'steps'"):
         fields.build(TrainingConfig, {"stepz": 1})
-    with pytest.raises(UsageError, match="--batch-size 6 is not a multiple of --micro-batch-size 4"):
+    with pytest.raises(
+        UsageError, match="--batch-size 6 is not a multiple of --micro-batch-size 4"
+    ):
         fields.build(TrainingConfig, {"batch_size": 6, "micro_batch_size": 4})
 
 
@@ -155,8 +157,9 @@ files.remove(root / "old")
 """
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # from Python 3.12 on
 def test_a_crash_at_every_operation_leaves_nothing_half_written(tmp_path):
-    """Every crash point of a script that writes a log, a file and a folder, then the script again."""
+    """Every crash point of a script that writes a log, a file and a folder; then it runs again."""
     at = 0
     while True:
         at += 1
