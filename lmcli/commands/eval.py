@@ -14,7 +14,11 @@ from lmcli.config.fields import build, collect
 @click.argument("run")
 @click.option("--data", metavar="DATASET", help="Dataset  [default: the one it was trained on]")
 @click.option(
-    "--split", type=click.Choice(["train", "val", "test"]), default="test", show_default=True
+    "--split",
+    type=click.Choice(["train", "val", "test"]),
+    default="test",
+    show_default=True,
+    help="Split to score.",
 )
 @options.config_flags(EvaluationConfig)
 @options.checkpoint_options
