@@ -22,10 +22,12 @@ def command(run: str, field: str | None, root: Path, as_json: bool) -> None:
       lmcli status base --field state
     """
     from lmcli import console
-    from lmcli.artifacts import inventory, layout
+    from lmcli.artifacts import inventory, layout, manifest
     from lmcli.config.fields import suggest
 
-    status = inventory.status(layout.find(root, run, "run"))
+    path = layout.find(root, run, "run")
+    manifest.read(path, "run")
+    status = inventory.status(path)
     if field is not None:
         if field not in status:
             raise UsageError(

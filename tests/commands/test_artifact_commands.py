@@ -84,6 +84,12 @@ def test_a_running_run_that_nobody_holds_is_interrupted(cli, tiny_copy):
     assert wrong.code == 2 and "did you mean 'state'?" in wrong.err
 
 
+def test_status_is_for_runs(cli, tiny_copy):
+    result = cli("status", f"{tiny_copy}/datasets/corpus")
+    assert result.code == 78 and "is a dataset, not a run" in result.err
+    assert cli("status", "corpus").code == 66
+
+
 def test_verify_counts_what_it_read(cli, tiny_copy):
     for name in ("tok", "corpus", "base"):
         result = cli("verify", name)
