@@ -1,6 +1,6 @@
 """Start-up: `lmcli --help` against `python -c "import click"`, interleaved. Exit 1 above 1.5.
 
-    python benchmarks/startup.py
+python benchmarks/startup.py
 """
 
 import shutil
