@@ -240,6 +240,13 @@ class Transformer(nn.Module):
             p.numel() for n, p in self.named_parameters() if not n.startswith(skip or ("?",))
         )
 
+    @property
+    def embedding_std(self) -> float:
+        """Size of the embedding's entries at the start."""
+        if self.config.init == "gpt2":
+            return 0.02
+        return self.config.d_model**-0.5 if self.config.tie_embeddings else 1.0
+
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
         """Sets every parameter from (seed, its name) alone: order and device do not matter.
@@ -264,8 +271,7 @@ class Transformer(nn.Module):
                 parameter.zero_()
                 continue
             if last in ("embed", "position"):
-                std = config.d_model**-0.5 if config.tie_embeddings else 1.0
-                std = 0.02 if gpt2 else std
+                std = self.embedding_std
             elif last in ("o_proj", "down"):
                 std = 0.02 / math.sqrt(2 * config.n_layers) if gpt2 else 0.0
             elif last == "output":

@@ -6,21 +6,23 @@ Weight decay applies to matrices only. Rates are per group, relative to `--lr`.
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lmcli.config.training import TrainingConfig
 from lmcli.errors import DataError
+from lmcli.model.transformer import Transformer
 from lmcli.training.muon import Muon
 
 # With muon, `--lr` is the rate of the matrices; the rest follows at these shares of it, since an
 # orthogonalised update is much larger than an Adam update of the same rate.
-MUON_EMBED, MUON_OUTPUT, MUON_OTHER = 0.3, 0.05, 0.05
+# The embedding's share is for entries of size 1 and follows their initial size.
+MUON_EMBED, MUON_OUTPUT, MUON_OTHER = 10.0, 0.3, 0.05
 
 
 class Optimizer:
     """The optimizers of one model behind one `step`; each parameter is in exactly one group."""
 
-    def __init__(self, model: nn.Module, config: TrainingConfig) -> None:
+    def __init__(self, model: Transformer, config: TrainingConfig) -> None:
         self.names: dict[Tensor, str] = {
             p: n for n, p in model.named_parameters() if p.requires_grad
         }
@@ -35,8 +37,8 @@ class Optimizer:
             share = 1.0
             if muon:
                 share = MUON_OTHER
-                if name.startswith("embed"):
-                    share = MUON_EMBED
+                if name.startswith(("embed", "position")):
+                    share = MUON_EMBED * model.embedding_std
                 elif name.startswith("output"):
                     share = MUON_OUTPUT
             decay = config.weight_decay if is_matrix else 0.0
