@@ -28,7 +28,7 @@ MODEL = (
     "--n-layers 4 --d-model 192 --n-heads 3 --context-length 256 --batch-size 8 "
     "--optimizer muon --lr 0.02 --schedule wsd --decay-fraction 0.6"
 )
-TRAINING_SHARE = 0.75  # of the budget; scoring, compressors and samples take the rest
+TRAINING_SHARE = 0.7  # of the budget; scoring, compressors and samples take the rest
 PRIMING_BYTES = 16 * 2**20
 
 
