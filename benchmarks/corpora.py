@@ -85,13 +85,14 @@ def main() -> None:
     seconds = runs.measure(options.artifacts, name, SHAPE, n_steps=20)
     steps = int(60 * options.minutes / seconds)
     flags = [w for k, v in SHAPE.items() for w in ("--" + k.replace("_", "-"), v)]
-    every = ["--eval-every", max(1, steps // 15), "--save-every", max(1, steps // 10)]
+    every = ["--eval-every", max(1, steps // 15), "--eval-tokens", 16384]
+    every += ["--save-every", max(1, steps // 10)]
     lmcli("train", "--data", name, "--name", name, *flags, "--steps", steps, *every)
     run = options.artifacts / "runs" / name
     perf = [json.loads(line) for line in (run / "perf.jsonl").read_text().splitlines()]
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-2])
     print(f"\n{name}: {steps} steps, {last['tokens']:,} tokens, {perf[-1]['seconds']:.0f} s")
-    print(lmcli("eval", name, "--split", recipe["split"], "--stride", 128))
+    print(lmcli("eval", name, "--split", recipe["split"]))
     for prompt in recipe["prompts"]:
         flags = ["--max-new-tokens", 80, "--temperature", 0.8, "--echo"]
         print(f"> {lmcli('sample', name, prompt, *flags)}")

@@ -18,8 +18,7 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 def commands():
     """(words, command) for every command and subcommand."""
-    context = click.Context(cli, info_name="lmcli", max_content_width=100)
-    context.terminal_width = 100
+    context = click.Context(cli, info_name="lmcli")
     for name in COMMANDS:
         command = cli.get_command(context, name)
         yield [name], command
@@ -28,7 +27,7 @@ def commands():
 
 
 def help_text(words: list[str], command: click.Command) -> str:
-    context = click.Context(cli, info_name="lmcli", terminal_width=100)
+    context = click.Context(cli, info_name="lmcli", terminal_width=100, **cli.context_settings)
     for word in words[:-1]:
         context = click.Context(command, parent=context, info_name=word, terminal_width=100)
     context = click.Context(command, parent=context, info_name=words[-1], terminal_width=100)

@@ -38,6 +38,8 @@ def test_no_command_shows_the_help_and_is_2():
 def test_ctrl_c_where_nothing_is_resumable_is_130(root):
     code = (
         "import os, signal\nfrom lmcli import cli\nfrom lmcli.artifacts import inventory\n"
+        # a shell's background jobs start with SIGINT ignored
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "inventory.artifacts = lambda root: os.kill(os.getpid(), signal.SIGINT)\ncli.run()"
     )
     done = subprocess.run([sys.executable, "-c", code, "ls"], capture_output=True, text=True)
