@@ -31,7 +31,7 @@ CORPORA = {
         "prompts": ["The history of the city", "In 1998 , the band"],
     },
     "chinese-novels": {
-        "files": ["chinese-novels"],
+        "files": ["chinese-novels/*.txt"],
         "vocab": 8192,
         "split": "test",
         "prompts": ["宝玉听了", "却说曹操"],
@@ -76,7 +76,7 @@ def main() -> None:
         sys.exit(f"no corpora at {data}; set LMCLI_TEST_DATA")
     os.environ["LMCLI_ARTIFACTS"] = str(options.artifacts)
     recipe, name = CORPORA[options.corpus], options.corpus
-    files = [str(data / w) if (data / w).exists() else w for w in recipe["files"]]
+    files = [str(data / w) if w.endswith(".txt") else w for w in recipe["files"]]
     text = files[:1]
     lmcli("tokenizer", "train", *text, "--name", name, "--vocab-size", recipe["vocab"])
     lmcli("data", "build", *files, "--tokenizer", name, "--name", name)
@@ -97,7 +97,7 @@ def main() -> None:
         flags = ["--max-new-tokens", 80, "--temperature", 0.8, "--echo"]
         print(f"> {lmcli('sample', name, prompt, *flags)}")
     if options.plot:
-        plot(run, f"{name}: ten minutes on 2 CPU cores", options.plot)
+        plot(run, f"{name} on CPU", options.plot)
 
 
 if __name__ == "__main__":
