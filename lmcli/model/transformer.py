@@ -287,12 +287,11 @@ class Transformer(nn.Module):
 def sinusoids(positions: Tensor, width: int) -> Tensor:
     """[B, T] -> [B, T, width]: sines in the first half, cosines in the second.
 
-    The 2017 paper interleaves them; the halves are the same numbers permuted, as in tensor2tensor.
+    Pair i turns at 10000^(-2i / width) as in Vaswani et al. 2017, who interleave the pairs; halves
+    are the same numbers permuted. tensor2tensor ends at exactly 1/10000 instead: other numbers.
     """
     half = width // 2
-    rate = torch.exp(
-        torch.arange(half, device=positions.device) * (-math.log(10000.0) / max(1, half - 1))
-    )
+    rate = torch.exp(torch.arange(half, device=positions.device) * (-2 * math.log(10000.0) / width))
     angle = positions[..., None].float() * rate
     out = torch.cat((angle.sin(), angle.cos()), dim=-1)
     return F.pad(out, (0, width - 2 * half))
