@@ -34,7 +34,10 @@ def choose(logits: Tensor, config: GenerationConfig, draws: Tensor) -> Tensor:
     """Next ids [B] from logits [B, V] and uniform draws [B] (float64)."""
     if config.temperature == 0:
         return logits.argmax(dim=-1)
-    logits = keep_top_k(logits.double() / config.temperature, config.top_k)
+    logits = logits.double()
+    # relative to the largest first: a tiny temperature then sends the others to -inf, not to NaN
+    logits = (logits - logits.amax(dim=-1, keepdim=True)) / config.temperature
+    logits = keep_top_k(logits, config.top_k)
     mass = keep_top_p(logits, config.top_p).softmax(dim=-1).cumsum(dim=-1)
     ids = torch.searchsorted(mass, (draws.to(mass) * mass[:, -1])[:, None], right=True)[:, 0]
     return ids.clamp(max=logits.shape[-1] - 1)

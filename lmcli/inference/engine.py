@@ -56,8 +56,7 @@ class Engine:
 
     def fit_prompt(self, ids: Sequence[int]) -> list[int]:
         """`<eos>` and the last tokens of a prompt that leave room for one more."""
-        room = self.context_length - 1
-        return [self.eos_id, *ids][-room:] if len(ids) + 1 > room else [self.eos_id, *ids]
+        return [self.eos_id, *ids][-max(1, self.context_length - 1) :]
 
     @torch.inference_mode()
     def generate(
