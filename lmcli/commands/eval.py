@@ -57,5 +57,5 @@ def command(
         f"{run} at step {loaded.step} on {result['dataset']['name']}/{split}: "
         f"{counts['documents']:,} documents, {counts['tokens']:,} tokens, {counts['bytes']:,} bytes"
     )
-    console.answer(console.table([(s["name"], f"{s['value']:.4f}") for s in result["scores"]]))
+    console.answer(console.table([(s["name"], f"{s['value']:.8g}") for s in result["scores"]]))
     console.say(result["scores"][0]["signature"])
