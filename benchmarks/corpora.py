@@ -80,9 +80,9 @@ def main() -> None:
     text = files[:1]
     lmcli("tokenizer", "train", *text, "--name", name, "--vocab-size", recipe["vocab"])
     lmcli("data", "build", *files, "--tokenizer", name, "--name", name)
-    from lmcli import runs
+    from lmcli.runs.start import measure
 
-    seconds = runs.measure(options.artifacts, name, SHAPE, n_steps=20)
+    seconds = measure(options.artifacts, name, SHAPE, n_steps=20)
     steps = int(60 * options.minutes / seconds)
     flags = [w for k, v in SHAPE.items() for w in ("--" + k.replace("_", "-"), v)]
     every = ["--eval-every", max(1, steps // 15), "--eval-tokens", 16384]

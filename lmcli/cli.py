@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from lmcli import __version__
-from lmcli.errors import LmcliError
+from lmcli.errors import LmcliError, out_of_memory
 
 # name -> (module under lmcli.commands, help line); the order is the order of a first project.
 COMMANDS = {
@@ -26,6 +26,7 @@ COMMANDS = {
     "show": ("show", "One artifact: what it is, what it came from."),
     "status": ("status", "The state of a run: step, loss, resumable or not."),
     "verify": ("verify", "Read every byte of an artifact and check its hashes."),
+    "prove": ("prove", "Train the last steps of a run again and compare the bits."),
     "rm": ("rm", "Move an artifact to the trash; never a parent in use."),
     "doctor": ("doctor", "This machine, the versions, and what lmcli would choose."),
 }
@@ -109,12 +110,10 @@ def main(args: Sequence[str] | None = None) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}", 74)
-    except MemoryError:
-        return _fail("out of memory; use a smaller batch or model", 71)
-    except RuntimeError as error:
-        if "can't allocate memory" in str(error) or "out of memory" in str(error):
-            return _fail("out of memory; lower --micro-batch-size or the model's size", 71)
-        raise
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        return _fail("out of memory; lower --micro-batch-size or the model's size", 71)
 
 
 def _fail(message: str, code: int) -> int:

@@ -71,3 +71,12 @@ class MismatchError(LmcliError):
 
 class HangError(LmcliError):
     exit_code = 79
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether torch or Python ran out of memory, on a CPU or a GPU."""
+    text = str(error)
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and ("can't allocate memory" in text or "out of memory" in text)
+    )

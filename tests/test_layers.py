@@ -7,10 +7,11 @@ from pathlib import Path
 import lmcli
 
 PACKAGE = Path(lmcli.__file__).parent
-GROUND = {"config", "errors", "artifacts", "console", "randomness", ""}
+GROUND = {"config", "errors", "artifacts", "console", "randomness", "signals", ""}
 MAY = {
     "errors": set(),
     "randomness": set(),
+    "signals": set(),
     "config": {"errors", "config"},
     "artifacts": GROUND,
     "console": GROUND,
@@ -24,7 +25,17 @@ MAY = {
     "evaluation": GROUND | {"inference", "metrics", "text", "dataset"},
     "interop": GROUND | {"model", "text"},
     "runs": GROUND
-    | {"training", "evaluation", "interop", "dataset", "text", "model", "inference", "metrics"},
+    | {
+        "runs",
+        "training",
+        "evaluation",
+        "interop",
+        "dataset",
+        "text",
+        "model",
+        "inference",
+        "metrics",
+    },
     "commands": GROUND
     | {"runs", "text", "dataset", "metrics", "report", "commands", "cli", "training"},
     "cli": {"commands", "errors", "config", ""},

@@ -1,7 +1,5 @@
 """No byte of a manifest can change unseen, and it never points outside its folder."""
 
-import json
-
 import pytest
 
 from lmcli.artifacts import files, layout, manifest
@@ -32,9 +30,9 @@ def test_every_flipped_byte_of_the_manifest_itself_is_found(artifact):
 
 @pytest.mark.parametrize("name", ["../other/x", "/etc/passwd", "a//b", "./a.bin"])
 def test_a_file_outside_the_folder_is_never_looked_at(artifact, name):
-    value = json.loads((artifact / layout.MANIFEST).read_text())
+    value = files.read_sealed(artifact / layout.MANIFEST)
     value["files"] = {name: {"bytes": 1, "sha256": ""}}
-    (artifact / layout.MANIFEST).write_text(json.dumps(value))
+    files.write_sealed(artifact / layout.MANIFEST, value)
     with pytest.raises(DataError, match="not a manifest"):
         manifest.read(artifact)
 

@@ -2,8 +2,9 @@
 
 A file appears by temporary name, fsync, rename, fsync of its folder; a directory likewise, as a
 whole; a log only grows, and is cut back to a recorded length on resume. Every operation passes
-through `_do`, where `LMCLI_CRASH_AT=k` makes the process kill itself before (k), in the middle of
-or after the k-th one, so that tests can visit every point of a crash.
+through `_do`, which tests use to visit every point of a crash: `LMCLI_CRASH_AT=k` makes the process
+kill itself at the k-th point (before, in the middle of, after an operation, or at a training step),
+and `observe` sees every operation, so that a power loss can be played back from the list.
 """
 
 import hashlib
@@ -16,79 +17,99 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lmcli.errors import DataError, MissingInputError, StorageError
+from lmcli.errors import DataError, MismatchError, MissingInputError, StorageError
 
 TEMPORARY = ".tmp-"
 TRASH = ".trash"
 
+# Called with (operation, path, target of a rename) after each operation.
+observe: Callable[[str, Path, Path | None], None] | None = None
 _CRASH_AT = int(os.environ.get("LMCLI_CRASH_AT", "0"))
 _count = 0
 
 
-def _crash_point() -> bool:
-    """Counts one point; True when it is the one chosen for a crash."""
+def crash_point(half: Callable[[], Any] | None = None) -> None:
+    """Counts one point, and dies there if it is the chosen one, with half of the work done."""
     global _count
     _count += 1
-    return _count == _CRASH_AT
-
-
-def _die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _do(action: Callable[[], Any], path: Path, half: Callable[[], Any] | None = None) -> Any:
-    """Runs one file operation; `half` performs part of it for a crash in the middle."""
-    if _CRASH_AT:
-        if _crash_point():
-            _die()
-        if half is not None and _crash_point():
+    if _count == _CRASH_AT:
+        if half is not None:
             half()
-            _die()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _do(
+    operation: str,
+    action: Callable[[], Any],
+    path: Path,
+    target: Path | None = None,
+    half: Callable[[], Any] | None = None,
+) -> None:
+    """Runs one file operation; `half` performs part of it for a crash in the middle."""
+    crash_point()
+    if half is not None:
+        crash_point(half)
     try:
-        result = action()
+        action()
     except OSError as error:
         raise StorageError(f"{path}: {error.strerror or error}; nothing was lost") from error
-    if _CRASH_AT and _crash_point():
-        _die()
-    return result
+    if observe is not None:
+        observe(operation, path, target)
+    crash_point()
 
 
 def make_directory(path: Path) -> None:
     if not path.is_dir():
         make_directory(path.parent)
-        _do(lambda: path.mkdir(exist_ok=True), path)
+        _do("mkdir", lambda: path.mkdir(exist_ok=True), path)
         sync_directory(path.parent)
 
 
-def _write(path: Path, data: bytes, mode: str = "wb") -> None:
+def _write(path: Path, data: bytes, mode: str) -> None:
     def put(part: bytes) -> None:
         with open(path, mode) as file:
             file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
 
-    _do(lambda: put(data), path, half=lambda: put(data[: len(data) // 2]))
+    _do("write", lambda: put(data), path, half=lambda: put(data[: len(data) // 2]))
 
 
-def sync_directory(path: Path) -> None:
+def write_with(path: Path, save: Callable[[Path], Any]) -> None:
+    """A file that a library writes by itself into a staged folder, as one operation."""
+
+    def half() -> None:
+        save(path)
+        os.truncate(path, path.stat().st_size // 2)
+
+    _do("write", lambda: save(path), path, half=half)
+
+
+def _sync(path: Path, operation: str = "fsync") -> None:
     def sync() -> None:
-        handle = os.open(path, os.O_RDONLY)
+        handle = os.open(path, os.O_RDONLY if operation == "fsyncdir" else os.O_RDWR)
         try:
             os.fsync(handle)
         finally:
             os.close(handle)
 
+    _do(operation, sync, path)
+
+
+def sync_directory(path: Path) -> None:
     if os.name == "posix":
-        _do(sync, path)
+        _sync(path, "fsyncdir")
 
 
 def write_file(path: Path, data: bytes) -> None:
     """Replaces `path` by `data`, whole or not at all."""
     make_directory(path.parent)
     temporary = path.with_name(TEMPORARY + path.name)
-    _write(temporary, data)
-    _do(lambda: os.replace(temporary, path), path)
-    sync_directory(path.parent)
+    try:
+        _write(temporary, data, "wb")
+        _sync(temporary)
+        move(temporary, path)
+    except StorageError:
+        temporary.unlink(missing_ok=True)  # a full disk needs the room
+        raise
 
 
 def to_json(value: Any) -> bytes:
@@ -101,16 +122,45 @@ def write_json(path: Path, value: Any) -> None:
     write_file(path, to_json(value))
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """One JSON object, or a DataError naming the file."""
+def read_json(path: Path, format: int | None = None) -> dict[str, Any]:
+    """One JSON object, or a DataError naming the file; MismatchError for one of a newer format."""
     try:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise MissingInputError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise DataError(f"{path}: a folder where a file belongs; restore or rebuild it") from None
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not valid JSON ({error}); restore or rebuild it") from None
     if not isinstance(value, dict):
         raise DataError(f"{path}: not a JSON object; restore or rebuild it")
+    newer = value.get("format")
+    if format is not None and isinstance(newer, int) and newer > format:
+        raise MismatchError(
+            f"{path}: format {newer} is newer than this lmcli reads ({format}); upgrade"
+        )
+    return value
+
+
+def digest(value: dict[str, Any]) -> str:
+    """sha256, in hex, of a JSON object; the same for equal objects."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def write_sealed(path: Path, value: dict[str, Any]) -> None:
+    """JSON with `check`, the digest of the rest, so that no byte of it can change unseen."""
+    write_json(path, value | {"check": digest(value)})
+
+
+def read_sealed(path: Path, format: int | None = None) -> dict[str, Any]:
+    """What `write_sealed` wrote, byte for byte, without `check`; a DataError otherwise."""
+    value = read_json(path, format)
+    check = value.pop("check", None)
+    same = path.read_bytes() == to_json(value | {"check": check}) and not path.is_symlink()
+    if not same or digest(value) != check:
+        raise DataError(f"{path}: its check does not match its content; changed")
     return value
 
 
@@ -137,39 +187,39 @@ def commit_directory(temporary: Path, final: Path) -> None:
     mask = os.umask(0)
     os.umask(mask)
 
-    def settle(path: Path) -> None:
-        os.chmod(path, 0o666 & ~mask)
-        with open(path, "rb+") as file:
-            os.fsync(file.fileno())
-
     for path in sorted(temporary.rglob("*")):
         if path.is_dir():
             sync_directory(path)
         else:
-            _do(lambda path=path: settle(path), path)  # type: ignore[misc]
+            _do("chmod", lambda path=path: os.chmod(path, 0o666 & ~mask), path)  # type: ignore[misc]
+            _sync(path)
     sync_directory(temporary)
-    _do(lambda: os.rename(temporary, final), final)
-    sync_directory(final.parent)
+    move(temporary, final)
 
 
 def remove(path: Path) -> None:
     """Removes a file or folder; a folder leaves its name in one step before it is emptied."""
     if path.is_symlink() or path.is_file():
-        _do(path.unlink, path)
+        _do("unlink", path.unlink, path)
     elif path.is_dir():
         doomed = path
         if not path.name.startswith(TEMPORARY):
             doomed = path.with_name(TEMPORARY + "gone-" + path.name)
-            if doomed.exists():
-                _do(lambda: shutil.rmtree(doomed), doomed)
-            _do(lambda: os.rename(path, doomed), path)
-        _do(lambda: shutil.rmtree(doomed), doomed)
+            remove(doomed)
+            _do("rename", lambda: os.rename(path, doomed), path, doomed)
+        _do("rmtree", lambda: shutil.rmtree(doomed), doomed)
 
 
 def sweep(folder: Path) -> None:
     """Removes what a killed writer left in `folder`; the caller holds the lock."""
     for path in folder.glob(TEMPORARY + "*"):
         remove(path)
+
+
+def copy(path: Path, target: Path) -> None:
+    """A copy of a file, in a folder that is made for it; not durable by itself."""
+    make_directory(target.parent)
+    _do("write", lambda: shutil.copyfile(path, target), target)
 
 
 def to_trash(path: Path, root: Path) -> Path:
@@ -184,23 +234,16 @@ def to_trash(path: Path, root: Path) -> Path:
 
 
 def move(path: Path, target: Path) -> None:
-    """Renames within one file system, durably."""
-    _do(lambda: os.rename(path, target), path)
+    """Renames within one file system, durably; a file replaces the one that is there."""
+    _do("rename", lambda: os.replace(path, target), path, target)
     sync_directory(target.parent)
-    sync_directory(path.parent)
+    if path.parent != target.parent:
+        sync_directory(path.parent)
 
 
 def sha256_file(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _append(path: Path, data: bytes) -> None:
-    def put(part: bytes) -> None:
-        with open(path, "ab") as file:
-            file.write(part)
-
-    _do(lambda: put(data), path, half=lambda: put(data[: len(data) // 2]))
 
 
 class Stream:
@@ -211,7 +254,7 @@ class Stream:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._held = bytearray()
-        _do(path.touch, path)
+        _write(path, b"", "wb")
 
     def write(self, data: bytes) -> None:
         self._held += data
@@ -220,7 +263,7 @@ class Stream:
 
     def flush(self) -> None:
         """Appends what is held; the folder's commit makes it durable."""
-        _append(self.path, bytes(self._held))
+        _write(self.path, bytes(self._held), "ab")
         self._held.clear()
 
 
@@ -243,22 +286,19 @@ class Log:
         if sha256 and self.sha256 != sha256:
             raise DataError(f"{path}: its first {keep} bytes are not what the checkpoint recorded")
         if len(data) > keep:
-            _do(lambda: os.truncate(path, keep), path)
+            _do("truncate", lambda: os.truncate(path, keep), path)
 
     def append(self, record: dict[str, Any]) -> None:
         data = json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-        _append(self.path, data)
+        _write(self.path, data, "ab")
         self.length += len(data)
         self._hash.update(data)
 
     def sync(self) -> None:
         """Makes every line so far durable, and once the file's name."""
-
-        def flush() -> None:
-            with open(self.path, "ab") as file:
-                os.fsync(file.fileno())
-
-        _do(flush, self.path)
+        if not self.length:
+            return
+        _sync(self.path)
         if not self._named:
             sync_directory(self.path.parent)
             self._named = True

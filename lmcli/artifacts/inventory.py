@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ def children(root: Path, id_: str) -> list[str]:
 
 def status(run: Path) -> dict[str, Any]:
     """A run's status.json with its last losses; a dead "running" process counts as interrupted."""
-    value = files.read_json(run / layout.STATUS) if (run / layout.STATUS).exists() else {}
+    value = files.read_sealed(run / layout.STATUS) if (run / layout.STATUS).exists() else {}
     value = {"state": "created", "step": 0, "exit": None, "reason": "", "resumable": True} | value
     if value["state"] == "running" and not lock.is_held(run / layout.LOCK):
         value |= {"state": "interrupted", "reason": "its process is gone", "resumable": True}
@@ -92,7 +93,7 @@ def checkpoints(run: Path) -> dict[str, Any]:
 
 
 def verify(path: Path) -> tuple[list[str], int, int]:
-    """(problems, files read, bytes read) of an artifact, a run's checkpoints and log included."""
+    """(problems, files read, bytes read) of an artifact, a run's checkpoints and logs included."""
     is_run = any((path / n).exists() for n in (layout.CONFIG, layout.STATUS, layout.CHECKPOINTS))
     folders = [path]
     problems = manifest.verify(path, foreign=not is_run)
@@ -104,7 +105,7 @@ def verify(path: Path) -> tuple[list[str], int, int]:
             if folder.is_dir():  # a living run prunes old ones meanwhile
                 folders.append(folder)
                 problems += found
-        problems += _unreadable(path) + _foreign(path)
+        problems += _living_problems(path) + _eval_problems(path) + _foreign(path)
     n_files = n_bytes = 0
     for folder in folders:
         try:
@@ -121,53 +122,88 @@ def _checkpoint_problems(run: Path, checkpoint: Path) -> list[str]:
         problems = manifest.verify(checkpoint)
         if problems:
             return problems
+        manifest.check_checkpoint(run, checkpoint)
         state = files.read_json(checkpoint / layout.STATE)
-        size, digest = state["metrics_bytes"], state["metrics_sha256"]
+        return _start_problems(
+            run / layout.METRICS, state["metrics_bytes"], state["metrics_sha256"]
+        )
     except KeyError as error:
         return [f"{checkpoint / layout.STATE}: {error} is missing"]
     except LmcliError as error:
         return [str(error)]
-    log = run / layout.METRICS
-    data = b""
-    if log.exists():
-        with open(log, "rb") as file:
-            data = file.read(size)
-    if hashlib.sha256(data).hexdigest() != digest:
-        return [f"{log}: its first {size} bytes are not what {checkpoint.name} recorded"]
+
+
+def _start_problems(log: Path, who: str, size: int, sha256: str, whole: bool = False) -> list[str]:
+    """Whether a log still starts with (or, `whole`, still is) what `who` recorded of it."""
+    if not log.is_file():
+        return [f"{log}: missing, but {who} recorded {size} bytes of it"] if size else []
+    with open(log, "rb") as file:
+        data = file.read(size)
+    if len(data) < size or hashlib.sha256(data).hexdigest() != sha256:
+        return [f"{log}: its first {size} bytes are not what {who} recorded"]
+    if whole and log.stat().st_size > size:
+        return [f"{log}: {log.stat().st_size - size} bytes more than {who} recorded"]
     return []
 
 
-def _unreadable(run: Path) -> list[str]:
-    """Files that change while a run lives have no hash, but must at least parse."""
+def _living_problems(run: Path) -> list[str]:
+    """Files that change while a run lives: sealed, or recorded up to some length by the status."""
     problems = []
-    documents = [run / layout.STATUS, run / layout.CHECKPOINTS / layout.INDEX]
-    documents += sorted((run / layout.EVALS).glob("[!.]*.json"))
-    for path in [p for p in documents if p.exists()]:
-        try:
-            files.read_json(path)
-        except LmcliError as error:
-            problems.append(str(error))
+    status: dict[str, Any] = {}
+    index: dict[str, Any] = {}
+    try:
+        if (run / layout.STATUS).exists():
+            status = files.read_sealed(run / layout.STATUS)
+        if (run / layout.CHECKPOINTS / layout.INDEX).exists():
+            index = files.read_sealed(run / layout.CHECKPOINTS / layout.INDEX)
+    except LmcliError as error:
+        problems.append(str(error))
+    ended = status.get("state") in ("finished", "interrupted")  # nothing was written after it
+    for name, entry in status.get("logs", {}).items():
+        size, sha256 = entry["bytes"], entry["sha256"]
+        problems += _start_problems(run / name, layout.STATUS, size, sha256, ended)
     for name in (layout.METRICS, layout.PERF, layout.EVENTS):
         try:
             files.read_log(run / name)
+        except LmcliError as error:
+            problems.append(str(error))
+    for path in (run / layout.STATUS, run / layout.CHECKPOINTS / layout.INDEX):
+        if not path.exists() and (ended or (run / layout.PERF).exists() and path.parent == run):
+            problems.append(f"{path}: missing")
+    for what in ("last", "best"):
+        if index.get(what) is not None and not layout.checkpoint(run, index[what]).is_dir():
+            problems.append(f"{layout.checkpoint(run, index[what])}: missing, but it is the {what}")
+    return problems
+
+
+def _eval_problems(run: Path) -> list[str]:
+    """An eval is sealed, bears the name its content gives, and belongs to this run."""
+    problems = []
+    for path in sorted((run / layout.EVALS).glob("[!.]*.json")):
+        try:
+            value = files.read_sealed(path)
+            data, step = value["dataset"], value["checkpoint"]["step"]
+            if layout.eval_name(data["name"], data["split"], step) != path.name:
+                problems.append(f"{path}: its content belongs under another name")
+            elif value["run_id"] != manifest.read(run).id:
+                problems.append(f"{path}: it is of another run")
+        except KeyError as error:
+            problems.append(f"{path}: {error} is missing")
         except LmcliError as error:
             problems.append(str(error))
     return problems
 
 
 def _foreign(run: Path) -> list[str]:
-    known = {*layout.RUN_FILES, layout.MANIFEST, layout.CONFIG, layout.TOKENIZER}
+    """What nobody of lmcli put there; what a killed process left is swept by the next one."""
     strangers = []
     for path in sorted(run.rglob("*")):
-        parts = path.relative_to(run).parts
-        if path.is_dir() or (len(parts) == 1 and parts[0] in known):
+        name = path.relative_to(run).as_posix()
+        if any(part.startswith(files.TEMPORARY) for part in name.split("/")):
             continue
-        if parts[0] == layout.EVALS and path.suffix == ".json":
-            continue
-        in_step = len(parts) > 2 and layout.step_of(run / layout.CHECKPOINTS / parts[1]) is not None
-        if parts[0] == layout.CHECKPOINTS and (in_step or parts[1:] == (layout.INDEX,)):
-            continue
-        strangers.append(f"{path}: not written by lmcli")
+        known = layout.RUN_FOLDERS if path.is_dir() else layout.RUN_FILES
+        if path.is_symlink() or not re.fullmatch(known, name):
+            strangers.append(f"{path}: not written by lmcli")
     return strangers
 
 

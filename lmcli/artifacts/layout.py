@@ -30,7 +30,13 @@ MODEL = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
 EVALS = "evals"
-RUN_FILES = (STATUS, LOCK, METRICS, PERF, EVENTS)  # grow or change while a run lives
+EVALS_LOCK = ".lock"
+# What may lie in a run; a checkpoint's own manifest says what may lie in it.
+RUN_FOLDERS = r"checkpoints|evals|checkpoints/step-\d{6,}(/.*)?"
+RUN_FILES = (
+    r"LOCK|(manifest|config|tokenizer|status)\.json|(metrics|perf|events)\.jsonl"
+    r"|checkpoints/(index\.json|step-\d{6,}/.*)|evals/(\.lock|[^/]+\.json)"
+)
 SPLITS = ("train", "val", "test")
 FOLDERS = {"tokenizer": "tokenizers", "dataset": "datasets", "run": "runs"}
 
@@ -93,6 +99,11 @@ def creation_lock(directory: Path) -> Path:
 
 def checkpoint(run: Path, step: int) -> Path:
     return run / CHECKPOINTS / f"step-{step:06d}"
+
+
+def eval_name(dataset: str, split: str, step: int) -> str:
+    """The file of a run's result on a dataset (a reference) at a step."""
+    return f"{Path(dataset).name}-{split}-step-{step:06d}.json"
 
 
 def step_of(checkpoint: Path) -> int | None:

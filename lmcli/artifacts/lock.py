@@ -22,17 +22,22 @@ except ImportError:  # Windows
 
 
 @contextmanager
-def hold(path: Path, what: str) -> Iterator[None]:
-    """Holds the lock file `path` for the block, or raises LockedError naming host and pid."""
+def hold(path: Path, what: str, patience: float = 0.25) -> Iterator[None]:
+    """Holds the lock file `path` for the block, or raises LockedError naming host and pid.
+
+    `patience` is how many seconds to wait for it; somebody may only be asking `is_held`.
+    """
     make_directory(path.parent)
     try:
         file = open(path, "a+")  # noqa: SIM115 - held open: closing it frees the lock
     except OSError as error:
         raise StorageError(f"{path}: {error.strerror}") from error
     with file:
-        if not _take(file, path):
-            file.seek(0)
-            raise LockedError(f"{what} is being written by {_holder(file.read())}")
+        deadline = time.monotonic() + patience
+        while not _take(file, path):
+            if time.monotonic() > deadline:
+                raise LockedError(f"{what} is being written by {holder(path)}")
+            time.sleep(0.02)
         file.seek(0)
         file.truncate()
         json.dump({"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}, file)
@@ -41,16 +46,14 @@ def hold(path: Path, what: str) -> Iterator[None]:
 
 
 def _take(file: TextIO, path: Path) -> bool:
-    for _ in range(5):
-        try:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            time.sleep(0.05)  # it may only be somebody asking is_held
-        except OSError as error:
-            raise StorageError(f"{path}: this file system cannot lock: {error.strerror}") from error
-    return False
+    try:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise StorageError(f"{path}: this file system cannot lock: {error.strerror}") from error
 
 
 def is_held(path: Path) -> bool:
@@ -67,9 +70,16 @@ def is_held(path: Path) -> bool:
     return False
 
 
-def _holder(text: str) -> str:
+def check_free(path: Path, what: str) -> None:
+    """Raises LockedError at once where `hold` would, without taking the lock."""
+    if is_held(path):
+        raise LockedError(f"{what} is being written by {holder(path)}")
+
+
+def holder(path: Path) -> str:
+    """Who wrote its name into a lock file."""
     try:
-        holder = json.loads(text)
-        return f"process {holder['pid']} on {holder['host']}"
-    except (ValueError, KeyError, TypeError):
+        value = json.loads(path.read_text())
+        return f"process {value['pid']} on {value['host']}"
+    except (OSError, ValueError, KeyError, TypeError):
         return "another process"

@@ -1,13 +1,11 @@
 """The manifest of an artifact: what it is, what it came from, and the hash of every file.
 
 It is written last, so its existence says that the artifact is complete. `id` is a hash of content
-alone (format, kind, parents, files): the same bytes made twice have the same id. `check` is a hash
-of everything else in the manifest, so that no byte of it can change unseen. Hashes find corruption;
-they do not defend against someone who rewrites the manifest too.
+alone (format, kind, parents, files): the same bytes made twice have the same id. The file is
+sealed, so that no byte of it can change unseen. Hashes find corruption; they do not defend against
+someone who rewrites the manifest too.
 """
 
-import hashlib
-import json
 import platform
 import socket
 import sys
@@ -19,7 +17,7 @@ from typing import Any
 
 import lmcli
 from lmcli.artifacts import files, layout
-from lmcli.errors import DataError, MismatchError, MissingInputError
+from lmcli.errors import DataError, LmcliError, MismatchError, MissingInputError
 
 FORMAT = 1
 
@@ -34,17 +32,9 @@ class Manifest:
     config: dict[str, Any] = field(default_factory=dict)
     made: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
-    check: str = ""
 
     def content_id(self) -> str:
-        return _digest({k: getattr(self, k) for k in ("format", "kind", "parents", "files")})
-
-    def own_check(self) -> str:
-        return _digest({k: v for k, v in asdict(self).items() if k != "check"})
-
-
-def _digest(value: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+        return files.digest({k: getattr(self, k) for k in ("format", "kind", "parents", "files")})
 
 
 def describe_machine() -> dict[str, Any]:
@@ -64,20 +54,22 @@ def write(
     name: str,
     parents: dict[str, str] | None = None,
     config: dict[str, Any] | None = None,
-    only: tuple[str, ...] = (),
+    environment: dict[str, Any] | None = None,
 ) -> Manifest:
-    """Hashes the files in `directory` (or those in `only`) and writes its manifest."""
-    names = sorted(only) or sorted(
-        p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file()
-    )
+    """Hashes the files in `directory` and writes its manifest.
+
+    `environment` is recorded with when, where and by which command, apart from the id.
+    """
+    inside = (p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file())
+    names = sorted(name for name in inside if name != layout.MANIFEST)
     table = {
         n: {"bytes": (directory / n).stat().st_size, "sha256": files.sha256_file(directory / n)}
         for n in names
     }
-    manifest = Manifest(kind, name, "", parents or {}, table, config or {}, describe_machine())
+    made = describe_machine() | (environment or {})
+    manifest = Manifest(kind, name, "", parents or {}, table, config or {}, made)
     manifest = replace(manifest, id=manifest.content_id())
-    manifest = replace(manifest, check=manifest.own_check())
-    files.write_json(directory / layout.MANIFEST, asdict(manifest))
+    files.write_sealed(directory / layout.MANIFEST, asdict(manifest))
     return manifest
 
 
@@ -96,13 +88,9 @@ def _parse(directory: Path) -> Manifest:
     if not directory.is_dir():
         raise MissingInputError(f"{directory}: no such artifact")
     path = directory / layout.MANIFEST
-    if not path.exists():
+    if not path.is_file():
         raise DataError(f"{directory}: no {layout.MANIFEST}; incomplete or not an artifact")
-    value = files.read_json(path)
-    if isinstance(value.get("format"), int) and value["format"] > FORMAT:
-        raise MismatchError(
-            f"{path}: format {value['format']} is newer than this lmcli reads ({FORMAT}); upgrade"
-        )
+    value = files.read_sealed(path, FORMAT)
     try:
         manifest = Manifest(**value)
         inside = all(
@@ -115,8 +103,6 @@ def _parse(directory: Path) -> Manifest:
         raise DataError(f"{path}: not a manifest; restore or rebuild {directory}")
     if manifest.content_id() != manifest.id:
         raise DataError(f"{path}: its id does not match its content; changed")
-    if manifest.check and manifest.own_check() != manifest.check:
-        raise DataError(f"{path}: its check does not match its content; changed")
     return manifest
 
 
@@ -131,16 +117,28 @@ def _problems(directory: Path, manifest: Manifest, hashes: bool) -> Iterator[str
             yield f"{path}: content differs from its recorded sha256; corrupt"
 
 
+def check_checkpoint(run: Path, checkpoint: Path) -> Manifest:
+    """The manifest of a checkpoint that stands where it belongs: in its run, at its step."""
+    found = read(checkpoint, "checkpoint")
+    if found.parents.get("run") != read(run, "run").id:
+        raise DataError(f"{checkpoint}: a checkpoint of another run")
+    if found.name.rpartition("/")[2] != checkpoint.name:
+        raise DataError(f"{checkpoint}: this is {found.name}, put in another place")
+    return found
+
+
 def verify(directory: Path, foreign: bool = True) -> list[str]:
     """Every problem found by reading every byte; `foreign` also names files nobody listed."""
     try:
         manifest = _parse(directory)
-    except (DataError, MismatchError) as error:
+    except LmcliError as error:
         return [str(error)]
     problems = list(_problems(directory, manifest, True))
     if foreign:
         known = {*manifest.files, layout.MANIFEST}
+        folders = {parent.as_posix() for name in known for parent in Path(name).parents}
         for path in sorted(directory.rglob("*")):
-            if path.is_file() and path.relative_to(directory).as_posix() not in known:
+            name = path.relative_to(directory).as_posix()
+            if name not in (folders if path.is_dir() and not path.is_symlink() else known):
                 problems.append(f"{path}: not listed in the manifest; not written by lmcli")
     return problems

@@ -44,11 +44,12 @@ def command(
       lmcli eval base --data corpus --split test
       lmcli eval base --split val --stride 128 --json
     """
-    from lmcli import console, runs
+    from lmcli import console
+    from lmcli.runs.load import evaluate, load
 
     config = build(EvaluationConfig, collect(options.config_fields(EvaluationConfig), flags))
-    loaded = runs.load(root, run, checkpoint, device, dtype)
-    result = runs.evaluate(loaded, root, data or loaded.config.data["name"], split, config)
+    loaded = load(root, run, checkpoint, device, dtype)
+    result = evaluate(loaded, root, data or loaded.config.data["name"], split, config)
     if as_json:
         console.answer_json(result)
         return

@@ -128,9 +128,9 @@ def _run_config(run: Path) -> dict[str, Any]:
 
 def _plan_steps(root: Path, seconds: float) -> int:
     """How many steps fit into the time, by running a few in memory."""
-    from lmcli import runs
+    from lmcli.runs.start import measure
 
-    rate = runs.measure(root, NAME, _flags(MODEL))
+    rate = measure(root, NAME, _flags(MODEL))
     steps = max(20, int(seconds / rate) // 10 * 10)
     console.say(f"\na step takes {rate:.2f} s here: {steps} steps fit")
     return steps

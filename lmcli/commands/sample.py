@@ -16,7 +16,7 @@ from lmcli.config.generation import GenerationConfig
 from lmcli.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from lmcli.runs import LoadedRun
+    from lmcli.runs.load import LoadedRun
 
 
 @click.command(short_help="Generate text from prompts; a filter for pipes.")
@@ -54,9 +54,9 @@ def command(
         raise UsageError("--top-p must be above 0; --temperature 0 is greedy")
     if not prompts and sys.stdin.isatty():
         raise UsageError("no prompt: give one as an argument or lines on standard input")
-    from lmcli import runs
+    from lmcli.runs.load import load
 
-    loaded = runs.load(root, run, checkpoint, device, dtype)
+    loaded = load(root, run, checkpoint, device, dtype)
     if prompts:
         _write(loaded, config, list(prompts), 0, echo, as_json, lines=False)
         return

@@ -5,10 +5,13 @@ from typing import Any
 
 import click
 
+from lmcli.artifacts import layout, lock
 from lmcli.commands import options
 from lmcli.config.fields import collect
 from lmcli.config.model import ModelConfig
 from lmcli.config.training import TrainingConfig
+from lmcli.config.units import parse_duration
+from lmcli.signals import StopRequest
 
 
 @click.command(short_help="Train a model; the same command again resumes it.")
@@ -18,6 +21,9 @@ from lmcli.config.training import TrainingConfig
 @options.config_file_option
 @options.config_flags(TrainingConfig)
 @options.config_flags(ModelConfig, leave_out=("vocab_size",))
+@click.option(
+    "--max-time", metavar="TIME", help="Save and stop (exit code 75) before 3h55m, say, are over."
+)
 @click.option("--dry-run", is_flag=True, help="Print the resolved config and stop.")
 @options.force_option
 @options.common
@@ -26,6 +32,7 @@ def command(
     data: str | None,
     preset_name: str | None,
     config_file: Path | None,
+    max_time: str | None,
     dry_run: bool,
     force: bool,
     root: Path,
@@ -45,16 +52,23 @@ def command(
       lmcli train --data corpus --name base --preset small --steps 5000 --lr 1e-3
       lmcli train --data corpus --name base --config run.toml
       lmcli train --name base --steps 8000          # train on
+      lmcli train --name base --max-time 3h55m      # in a job of four hours
     """
-    from lmcli import console, runs
-
     known = options.config_fields(TrainingConfig, ModelConfig)
     given = collect(known, flags, config_file)
-    status = runs.train(root, name, data, preset_name, given, dry_run, force)
+    run = layout.new(root, "run", name)
+    for path in (layout.creation_lock(run), run / layout.LOCK):
+        lock.check_free(path, f"run {name}")
+    # A stop that is asked for while torch is loading counts too.
+    with StopRequest(parse_duration(max_time) if max_time else None) as stop:
+        from lmcli import console
+        from lmcli.runs import start
+
+        status = start.train(root, name, data, preset_name, given, stop, dry_run, force)
     if dry_run or as_json:
         import json
 
         console.answer(json.dumps(status, indent=2 if dry_run else None))
-    elif status is not None:
+    else:
         console.say(f"{name}: {status['state']} at step {status['step']}")
         console.say(f'next: lmcli sample {name} "Once upon a time"')

@@ -6,7 +6,10 @@ from lmcli.config.fields import option
 from lmcli.errors import UsageError
 
 # What may change when a run is continued; each change is recorded as an event in the run.
-CHANGEABLE = ("steps", "eval_every", "save_every", "log_every", "device")
+CHANGEABLE = (
+    *("steps", "eval_every", "save_every", "log_every", "device"),
+    *("on_nonfinite", "on_spike", "spike_sigma", "max_skips"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +44,19 @@ class TrainingConfig:
     save_every: int = option(100, "checkpoint every N steps; 0: at the end", low=0, unit="count")
     log_every: int = option(10, "log every N steps", low=1, unit="count")
     keep_last: int = option(2, "newest checkpoints kept besides the best", low=1)
+    on_nonfinite: str = option(
+        "abort",
+        "NaN or infinity in loss or gradients, which never reaches the weights: abort, skip the "
+        "update, or rewind to the last checkpoint and leave out the data since",
+        choices=("abort", "skip", "rewind"),
+    )
+    on_spike: str = option(
+        "ignore",
+        "the same for a loss or gradient norm far above the last 128 steps",
+        choices=("ignore", "abort", "skip", "rewind"),
+    )
+    spike_sigma: float = option(6.0, "what is far: standard deviations above the mean", low=1)
+    max_skips: int = option(10, "skips and rewinds in a run before it aborts", low=0)
     device: str = option("auto", "cpu, cuda, mps or auto", choices=("auto", "cpu", "cuda", "mps"))
     dtype: str = option(
         "auto",

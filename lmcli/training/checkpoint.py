@@ -11,13 +11,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lmcli import console
 from lmcli.artifacts import files, layout, manifest
-from lmcli.errors import DataError, LmcliError, MismatchError, StorageError
+from lmcli.errors import DataError, DivergedError, LmcliError, MismatchError, StorageError
 from lmcli.training.optimizers import Optimizer
 
 
@@ -30,37 +31,45 @@ class State:
     metrics_bytes: int
     metrics_sha256: str
     best: dict[str, Any] | None = None
-    skipped: tuple[tuple[int, int], ...] = ()
+    recent: tuple[tuple[float, float], ...] = ()  # loss and gradient norm, to know a spike by
 
 
-def save(run: Path, model: nn.Module, optimizer: Optimizer, state: State) -> Path:
-    """Commits a checkpoint and returns its folder; one that is already there is left alone."""
+def save(
+    run: Path,
+    model: nn.Module,
+    optimizer: Optimizer,
+    state: State,
+    environment: dict[str, Any],
+) -> Path:
+    """Commits a checkpoint and returns its folder; a good one that is there already stays.
+
+    Raises DivergedError for a tensor that is not finite, StorageError with the disk's reason.
+    """
     final = layout.checkpoint(run, state.step)
     if final.exists():
-        if not manifest.verify(final):
+        try:
+            read_state(run, final)
             return final
-        files.remove(final)
+        except DataError:
+            files.remove(final)
     with files.staged_directory(final) as folder:
-        _save_tensors(model.state_dict(), folder / layout.MODEL)
-        _save_tensors(optimizer.state_tensors(), folder / layout.OPTIMIZER)
+        _save_tensors(model.state_dict(), folder / layout.MODEL, state.step)
+        _save_tensors(optimizer.state_tensors(), folder / layout.OPTIMIZER, state.step)
         files.write_json(folder / layout.STATE, asdict(state))
-        manifest.write(folder, "checkpoint", f"{run.name}/{final.name}", {"run": _run_id(run)})
-    files.write_json(
-        run / layout.CHECKPOINTS / layout.INDEX,
-        {"last": state.step, "best": state.best["step"] if state.best else None},
-    )
+        parents = {"run": manifest.read(run, "run").id}
+        name = f"{run.name}/{final.name}"
+        manifest.write(folder, "checkpoint", name, parents, environment=environment)
     return final
 
 
-def _run_id(run: Path) -> str:
-    return manifest.read(run, "run").id
-
-
-def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+def _save_tensors(tensors: dict[str, Tensor], path: Path, step: int) -> None:
     plain = {name: t.detach().to("cpu").contiguous() for name, t in tensors.items()}
+    for name, tensor in plain.items():
+        if not torch.isfinite(tensor).all():
+            raise DivergedError(f"step {step}: {name} is not finite, so no checkpoint was written")
     try:
-        save_file(plain, path, metadata={"format": "pt"})
-    except (SafetensorError, OSError) as error:
+        files.write_with(path, lambda to: save_file(plain, to, metadata={"format": "pt"}))
+    except SafetensorError as error:
         raise StorageError(f"{path}: {error}; the earlier checkpoint is intact") from None
 
 
@@ -80,17 +89,23 @@ def list_steps(run: Path) -> list[int]:
 
 def newest(run: Path, at_most: int | None = None) -> tuple[Path, State] | None:
     """The newest checkpoint that validates by hash; damaged ones are passed over, and named."""
-    for step in reversed(list_steps(run)):
-        if at_most is not None and step > at_most:
-            continue
-        folder = layout.checkpoint(run, step)
-        try:
-            return folder, read_state(folder)
-        except MismatchError:
-            raise
-        except LmcliError as error:
-            console.warn(f"{error}; going back to the checkpoint before it")
-    return None
+    while True:
+        vanished = False
+        for step in reversed(list_steps(run)):
+            folder = layout.checkpoint(run, step)
+            if at_most is not None and step > at_most:
+                continue
+            try:
+                return folder, read_state(run, folder)
+            except MismatchError:
+                raise
+            except (LmcliError, FileNotFoundError) as error:
+                if folder.is_dir():
+                    console.warn(f"{error}; going back to the checkpoint before it")
+                else:  # pruned by a living run, which has newer ones by now
+                    vanished = True
+        if not vanished:
+            return None
 
 
 def choose(run: Path, which: str) -> tuple[Path, State]:
@@ -108,16 +123,17 @@ def choose(run: Path, which: str) -> tuple[Path, State]:
     if not folder.is_dir():
         steps = ", ".join(str(s) for s in list_steps(run))
         raise DataError(f"{run}: no checkpoint at step {step}; there are {steps}")
-    return folder, read_state(folder)
+    return folder, read_state(run, folder)
 
 
-def read_state(folder: Path) -> State:
-    """The state of a checkpoint after every file's hash was checked."""
+def read_state(run: Path, folder: Path) -> State:
+    """The state of a checkpoint after its place and every file's hash were checked."""
+    manifest.check_checkpoint(run, folder)
     manifest.read(folder, "checkpoint", hashes=True)
     value = files.read_json(folder / layout.STATE)
     try:
-        value["skipped"] = tuple(tuple(pair) for pair in value.get("skipped", ()))
-        return State(**value)
+        recent = tuple((float(loss), float(norm)) for loss, norm in value.pop("recent", ()))
+        return State(**value, recent=recent)
     except TypeError as error:
         raise DataError(f"{folder / layout.STATE}: {error}") from None
 
@@ -132,28 +148,58 @@ def load_weights(model: nn.Module, folder: Path) -> None:
         raise MismatchError(f"{path}: does not fit the run's config: {first}") from None
 
 
-def prune(run: Path, keep_last: int, best: int | None) -> None:
-    """Removes old checkpoints, after a newer one is durable; only valid ones count as kept."""
-    steps = list_steps(run)
-    kept = set(steps[-keep_last:]) | ({best} if best is not None else set())
-    for step in steps:
-        if step not in kept:
+def first_difference(a: Path, b: Path) -> str | None:
+    """Where two checkpoints of one step differ first, in words; None where no bit does."""
+    for name in (layout.MODEL, layout.OPTIMIZER):
+        ours, theirs = load_tensors(a / name), load_tensors(b / name)
+        for key in sorted({*ours, *theirs}):
+            if key not in ours or key not in theirs:
+                return f"{name}: {key} is in one of them only"
+            one, other = ours[key], theirs[key]
+            if one.shape != other.shape or one.dtype != other.dtype:
+                return f"{name}: {key} has another shape or type"
+            differs = one.view(-1).view(torch.uint8) != other.view(-1).view(torch.uint8)
+            if differs.any():
+                n = int((one != other).sum())
+                most = float((one.double() - other.double()).abs().max())
+                return f"{name}: {key} differs in {n} of {one.numel()} numbers, at most by {most:g}"
+    state, again = (files.read_json(folder / layout.STATE) for folder in (a, b))
+    for key in state:
+        if state[key] != again.get(key):
+            return f"{layout.STATE}: {key} {state[key]}, again {again.get(key)}"
+    return None
+
+
+def settle(run: Path, state: State, keep_last: int) -> None:
+    """Leaves what a run at `state`, whose checkpoint is durable, has: the index, the last
+    checkpoints and the best, and nothing that a killed process left. The caller holds its lock.
+
+    Checkpoints of later steps are damaged (the run went back before them); they are replaced when
+    it gets there.
+    """
+    best = state.best["step"] if state.best else None
+    steps = [s for s in list_steps(run) if s <= state.step]
+    if steps:
+        files.write_sealed(
+            run / layout.CHECKPOINTS / layout.INDEX, {"last": state.step, "best": best}
+        )
+    for step in steps[:-keep_last]:
+        if step != best:
             files.remove(layout.checkpoint(run, step))
+    files.sweep(run)
+    files.sweep(run / layout.CHECKPOINTS)
 
 
 def check_space(run: Path, model: nn.Module) -> None:
-    """Refuses before the first step when two checkpoints would not fit on the disk."""
+    """Refuses before the first step when two checkpoints would not fit on the disk.
+
+    Those that are there count: a continued run needs room for one more.
+    """
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    need = 2 * 3 * weights
+    need = (1 if list_steps(run) else 2) * 3 * weights
     free = shutil.disk_usage(run).free
     if free < need:
         raise StorageError(
-            f"{run}: {free / 2**20:.0f} MiB free, but two checkpoints need "
+            f"{run}: {free / 2**20:.0f} MiB free, but its checkpoints need "
             f"{need / 2**20:.0f} MiB; free some space or choose another --artifacts"
         )
-
-
-def sweep(run: Path) -> None:
-    """Removes what a killed process left in a run; the caller holds its lock."""
-    for folder in (run, run / layout.CHECKPOINTS, run / layout.EVALS):
-        files.sweep(folder)

@@ -1,50 +1,44 @@
-"""Stops that keep a run whole: signals wait for the step's end, NaN never reaches the weights."""
+"""Whether a step's numbers may reach the weights, and what is done where they may not."""
 
 import math
-import os
-import signal
-from types import FrameType
-from typing import Any
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from lmcli.errors import DivergedError
+from lmcli.config.training import TrainingConfig
+
+WINDOW = 128  # steps that a spike is measured against (OLMo 2, section 3.2), and the fewest of them
+FEWEST = 32
 
 
-class StopRequest:
-    """SIGINT, SIGTERM or SIGUSR1 ask for a stop after the current step; a second one leaves now.
+@dataclass(frozen=True)
+class Verdict:
+    """`action` is apply, abort, skip or rewind."""
 
-    with StopRequest() as stop:
-        ... if stop.requested: save and leave
+    action: str
+    why: str = ""
+
+
+def judge(
+    config: TrainingConfig,
+    loss: float,
+    grad_norm: float,
+    recent: Sequence[tuple[float, float]],
+) -> Verdict:
+    """NaN or infinity never passes; a spike only where the config ignores spikes.
+
+    A spike is a loss or gradient norm `spike_sigma` standard deviations above the mean of `recent`.
     """
-
-    SIGNALS = tuple(
-        getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
-    )
-
-    def __init__(self) -> None:
-        self.requested: str | None = None
-        self._before: dict[Any, Any] = {}
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.requested is not None:
-            os._exit(128 + number)
-        self.requested = signal.Signals(number).name
-
-    def __enter__(self) -> "StopRequest":
-        for number in self.SIGNALS:
-            self._before[number] = signal.signal(number, self._on_signal)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-
-def check_finite(step: int, loss: float, grad_norm: float) -> None:
-    """Raises DivergedError before the update that a NaN or infinity would poison."""
-    if math.isfinite(loss) and math.isfinite(grad_norm):
-        return
-    what = f"loss {loss}" if not math.isfinite(loss) else f"gradient norm {grad_norm}"
-    raise DivergedError(
-        f"step {step}: {what}; no update was made and the last checkpoint is good; "
-        "start a new run with a lower --lr or more --warmup-steps"
-    )
+    numbers = (("loss", loss), ("gradient norm", grad_norm))
+    for what, value in numbers:
+        if not math.isfinite(value):
+            return Verdict(config.on_nonfinite, f"{what} {value}")
+    if config.on_spike == "ignore" or len(recent) < FEWEST:
+        return Verdict("apply")
+    for (what, value), past in zip(numbers, zip(*recent, strict=True), strict=True):
+        mean, deviation = statistics.fmean(past), statistics.pstdev(past)
+        if value > mean + config.spike_sigma * deviation:
+            return Verdict(
+                config.on_spike, f"{what} {value:.4g} after {mean:.4g} in the last {len(past)}"
+            )
+    return Verdict("apply")

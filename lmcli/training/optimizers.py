@@ -70,6 +70,12 @@ class Optimizer:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
 
+    def reset(self) -> None:
+        """As before the first step."""
+        self.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.state.clear()
+
     def state_tensors(self) -> dict[str, Tensor]:
         """`<state>.<parameter name>` -> tensor, for safetensors."""
         tensors = {}

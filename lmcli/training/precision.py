@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -24,6 +25,24 @@ class Machine:
         if self.dtype == "float32":
             return contextlib.nullcontext()
         return torch.autocast(self.device, dtype=getattr(torch, self.dtype))
+
+    def environment(self) -> dict[str, Any]:
+        """What the bits of a step depend on besides config and data."""
+        return {
+            "torch": torch.__version__,
+            "device": self.device,
+            "dtype": self.dtype,
+            "threads": self.threads,
+            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        }
+
+    def differences(self, before: dict[str, Any]) -> str:
+        """`torch 2.11 then, 2.13 now` for what bits depend on; empty where it is the same."""
+        return ", ".join(
+            f"{key} {before[key]} then, {value} now"
+            for key, value in self.environment().items()
+            if before.get(key, value) != value
+        )
 
 
 def usable_cores() -> int:

@@ -5,11 +5,13 @@ are derived from counters, so a run that was interrupted anywhere and resumed en
 one that never was (on CPU, with the recorded threads).
 """
 
+import contextlib
 import dataclasses
+import math
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,20 @@ from lmcli.artifacts import files, layout
 from lmcli.config.training import TrainingConfig
 from lmcli.config.units import show_count
 from lmcli.dataset.batches import Batch, Windows
-from lmcli.errors import Interrupted, LmcliError
+from lmcli.errors import (
+    DivergedError,
+    Interrupted,
+    LmcliError,
+    OutOfMemoryError,
+    out_of_memory,
+)
 from lmcli.model.loss import summed_nll
 from lmcli.model.transformer import Transformer
 from lmcli.randomness import mix
-from lmcli.training import checkpoint
+from lmcli.signals import StopRequest
+from lmcli.training import checkpoint, health
 from lmcli.training.checkpoint import State
-from lmcli.training.health import StopRequest, check_finite
+from lmcli.training.health import Verdict
 from lmcli.training.optimizers import Optimizer
 from lmcli.training.precision import Machine
 from lmcli.training.schedules import lr_factor
@@ -37,7 +46,8 @@ Evaluate = Callable[[Transformer, int], dict[str, float]]
 class Trainer:
     """A run that is being trained: `fit()` goes from its state to the last step.
 
-    `changes` are (step, fields) events: from the step after, the config has those values.
+    `events` of the run are replayed: from the step after one, the config has its changes, the
+    batches it left out are left out, and a step that was skipped is skipped again.
     `evaluate(model, step)` returns the numbers to log, `val_loss` (nats per token) among them.
     """
 
@@ -50,19 +60,17 @@ class Trainer:
         config: TrainingConfig,
         machine: Machine,
         evaluate: Evaluate | None,
-        state: State | None = None,
-        changes: list[tuple[int, dict[str, Any]]] | None = None,
     ) -> None:
         self.run, self.model, self.optimizer, self.batches = run, model, optimizer, batches
         self.machine, self.evaluate = machine, evaluate
         self._configs = [(0, config)]
-        for step, fields in changes or []:
-            self._configs.append((step, dataclasses.replace(self._configs[-1][1], **fields)))
-        self.state = state or State(0, 0, 0, "")
-        self.metrics = files.Log(run / layout.METRICS, self.state.metrics_bytes)
-        perf = files.read_log(run / layout.PERF)
-        self._seconds = max((r["seconds"] for r in perf if r["step"] <= self.state.step), default=0)
+        self._skips: dict[int, str] = {}
+        self._rewinds: list[tuple[int, int]] = []  # step, batches left out after it
+        self.events = files.Log(run / layout.EVENTS)
+        for event in files.read_log(run / layout.EVENTS):
+            self._replay(event)
         self.perf = files.Log(run / layout.PERF)
+        self.state = State(0, 0, 0, "")
 
     @property
     def config(self) -> TrainingConfig:
@@ -72,69 +80,177 @@ class Trainer:
     def config_at(self, step: int) -> TrainingConfig:
         return next(c for since, c in reversed(self._configs) if since < step)
 
-    def fit(self) -> State:
-        """Trains to the last step; raises Interrupted after a requested stop was saved."""
+    def batch_index(self, step: int) -> int:
+        """Which global batch a step takes: the next one that no rewind left out."""
+        return step - 1 + sum(n for at, n in self._rewinds if at < step)
+
+    def _replay(self, event: dict[str, Any]) -> None:
+        step = event["step"]
+        if "change" in event:
+            changed = dataclasses.replace(self._configs[-1][1], **event["change"])
+            self._configs.append((step, changed))
+        elif "rewind" in event:
+            self._rewinds.append((step, event["rewind"]))
+        else:
+            self._skips[step] = event["skip"]
+
+    def decide(self, event: dict[str, Any]) -> None:
+        """Puts a decision into the run, durably, before anything follows from it."""
+        self.events.append(event)
+        self.events.sync()
+        self._replay(event)
+
+    def restore(self, found: tuple[Path, State] | None) -> None:
+        """Weights, optimizer and metrics as of a checkpoint, or as of the start."""
+        self.optimizer.reset()
+        self.state = found[1] if found else State(0, 0, 0, "")
+        if found:
+            checkpoint.load_weights(self.model, found[0])
+            tensors = checkpoint.load_tensors(found[0] / layout.OPTIMIZER)
+            self.optimizer.load_state_tensors(tensors)
+        else:
+            self.model.init_weights(self._configs[0][1].seed)
+        state = self.state
+        self.metrics = files.Log(
+            self.run / layout.METRICS, state.metrics_bytes, state.metrics_sha256
+        )
+        perf = files.read_log(self.run / layout.PERF)
+        seconds = (r["seconds"] for r in perf if r["step"] <= state.step)
+        self._seconds = max(seconds, default=0.0)
+        checkpoint.settle(self.run, state, self.config.keep_last)
+
+    def fit(self, stop: StopRequest, until: int | None = None) -> State:
+        """Trains to step `until` (default: the last); `restore` comes first.
+
+        Raises Interrupted after a requested stop was saved, DivergedError, OutOfMemoryError.
+        """
         self._status("running", None, "")
-        checkpoint.sweep(self.run)
         try:
-            with StopRequest() as stop:
-                self._loop(stop)
-        except LmcliError as error:
-            kind = "interrupted" if isinstance(error, Interrupted) else "failed"
-            self._status(kind, error.exit_code, str(error))
-            raise
+            self._loop(stop, until or self.config.steps)
         except BaseException as error:
-            self._status("failed", 1, f"{type(error).__name__}: {error}")
+            kind = "interrupted" if isinstance(error, Interrupted) else "failed"
+            code = 71 if out_of_memory(error) else 1
+            code = error.exit_code if isinstance(error, LmcliError) else code
+            reason = str(error) if code != 1 else f"{type(error).__name__}: {error}"
+            with contextlib.suppress(LmcliError):  # the disk may be what failed
+                self._status(kind, code, reason)
             raise
         self._status("finished", 0, "")
         return self.state
 
-    def _loop(self, stop: StopRequest) -> None:
+    def _loop(self, stop: StopRequest, until: int) -> None:
         total = self.config.steps
-        started, saved = time.monotonic(), self.state.step
-        before = self._seconds
-        tokens_here = 0
+        saved = self.state.step
+        started, before, tokens_here = time.monotonic(), self._seconds, 0
         with console.Progress("step", total) as progress:
-            for step in range(self.state.step + 1, total + 1):
+            while self.state.step < until:
+                if stop.requested:
+                    if self.state.step > saved:
+                        self._save()
+                    raise Interrupted(
+                        f"{stop.requested}: saved at step {self.state.step} of {total}; "
+                        "the same command continues"
+                    )
+                files.crash_point()
+                began = time.monotonic()
+                step, tokens = self.state.step + 1, self.state.tokens
+                numbers = self._step(step, progress)
+                if numbers is None:  # rewound
+                    saved = self.state.step
+                    continue
                 config = self.config_at(step)
-                lr = config.lr * lr_factor(config, step)
-                loss, grad_norm, tokens = update(
-                    self.model, self.optimizer, self.batches, config, self.machine, step, lr
-                )
-                tokens_here += tokens
-                self.state = dataclasses.replace(
-                    self.state, step=step, tokens=self.state.tokens + tokens
-                )
+                last = step == config.steps
+                tokens_here += self.state.tokens - tokens
                 now = time.monotonic() - started
                 self._seconds = before + now
                 rate = tokens_here / now
+                loss = numbers.get("loss", math.nan)
                 progress.update(step, f"loss {loss:.4f}  {show_count(rate)} tok/s")
-                last = step == total
-                if step % config.log_every == 0 or last:
-                    self.metrics.append(
-                        {
-                            "step": step,
-                            "tokens": self.state.tokens,
-                            "loss": loss,
-                            "lr": lr,
-                            "grad_norm": grad_norm,
-                        }
-                    )
+                if step % config.log_every == 0 or last or "skipped" in numbers:
+                    self.metrics.append({"step": step, "tokens": self.state.tokens, **numbers})
                     self._log_time(step, rate)
                 if self.evaluate and (
                     last or (config.eval_every and step % config.eval_every == 0)
                 ):
                     self._validate(step, progress)
                     tokens_here, started, before = 0, time.monotonic(), self._seconds
-                due = config.save_every and step % config.save_every == 0
-                if due or last or stop.requested:
-                    self._save(config)
+                stop.margin = max(stop.margin, 2 * (time.monotonic() - began))
+                if step == until or (config.save_every and step % config.save_every == 0):
+                    self._save()
                     saved = step
-                if stop.requested and not last:
-                    raise Interrupted(
-                        f"{stop.requested}: saved at step {saved} of {total}; "
-                        "the same command continues"
-                    )
+                    stop.margin = max(stop.margin, 2 * (time.monotonic() - began))
+
+    def _step(self, step: int, progress: console.Progress) -> dict[str, Any] | None:
+        """Takes one step, skips its update, or goes back to a checkpoint and returns None."""
+        loss, grad_norm, tokens = self._gradients(step)
+        config = self.config_at(step)
+        lr = config.lr * lr_factor(config, step)
+        numbers: dict[str, Any] = {"loss": loss, "lr": lr, "grad_norm": grad_norm}
+        recent = self.state.recent
+        verdict = health.judge(config, loss, grad_norm, recent)
+        if step in self._skips:
+            verdict = Verdict("skip", self._skips[step])
+        if verdict.action == "apply":
+            self.optimizer.step(lr)
+            if config.on_spike != "ignore":
+                recent = (*recent, (loss, grad_norm))[-health.WINDOW :]
+        else:
+            self.optimizer.zero_grad()
+            why = f"step {step}: {verdict.why}; no update was made"
+            n_before = len(self._skips) + len(self._rewinds)
+            if verdict.action == "abort":
+                raise DivergedError(
+                    f"{why} and the last checkpoint is good; go on with --on-nonfinite rewind "
+                    "(or skip), or start a new run with a lower --lr"
+                )
+            if step not in self._skips and n_before >= config.max_skips:
+                raise DivergedError(f"{why}, and --max-skips {config.max_skips} is used up")
+            if verdict.action == "rewind":
+                self._rewind(step, verdict.why, progress)
+                return None
+            if step not in self._skips:
+                self.decide({"step": step, "skip": verdict.why})
+                progress.say(f"{why}; skipped")
+            numbers = {"lr": lr, "skipped": verdict.why}
+        self.state = dataclasses.replace(
+            self.state, step=step, tokens=self.state.tokens + tokens, recent=recent
+        )
+        return numbers
+
+    def _rewind(self, step: int, why: str, progress: console.Progress) -> None:
+        found = checkpoint.newest(self.run)
+        back = found[1].step if found else 0
+        left_out = self.batch_index(step) + 1 - self.batch_index(back + 1)
+        self.decide({"step": back, "rewind": left_out, "why": f"step {step}: {why}"})
+        self.restore(found)
+        progress.say(f"step {step}: {why}; back to step {back}, leaving out {left_out} batches")
+
+    def _gradients(self, step: int) -> tuple[float, float, int]:
+        """`gradients`, in smaller parts where memory runs out; the sums stay the same."""
+        while True:
+            config = self.config_at(step)
+            try:
+                index = self.batch_index(step)
+                return gradients(self.model, self.batches, config, self.machine, step, index)
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+            # Outside the handler, which holds on to the tensors of the failed pass.
+            self.optimizer.zero_grad()
+            if self.machine.device == "cuda":
+                torch.cuda.empty_cache()
+            micro, size = config.micro_batch_size or config.batch_size, config.batch_size
+            smaller = max((n for n in range(1, micro // 2 + 1) if size % n == 0), default=0)
+            if not smaller:
+                raise OutOfMemoryError(
+                    f"step {step}: out of memory with one sequence at a time; use a smaller model "
+                    "or --context-length; the last checkpoint is good"
+                )
+            self.decide({"step": step - 1, "change": {"micro_batch_size": smaller}})
+            console.warn(
+                f"step {step}: out of memory; from here on {smaller} sequences per forward pass "
+                f"instead of {micro}, accumulated to the same sums"
+            )
 
     def _validate(self, step: int, progress: console.Progress) -> None:
         assert self.evaluate is not None
@@ -149,14 +265,15 @@ class Trainer:
         shown = "  ".join(f"{k} {v:.4f}" for k, v in numbers.items())
         progress.say(f"step {step}  {shown}")
 
-    def _save(self, config: TrainingConfig) -> None:
+    def _save(self) -> None:
         self.metrics.sync()
+        self.perf.sync()
         self.state = dataclasses.replace(
             self.state, metrics_bytes=self.metrics.length, metrics_sha256=self.metrics.sha256
         )
-        checkpoint.save(self.run, self.model, self.optimizer, self.state)
-        best = self.state.best["step"] if self.state.best else None
-        checkpoint.prune(self.run, config.keep_last, best)
+        environment = self.machine.environment()
+        checkpoint.save(self.run, self.model, self.optimizer, self.state, environment)
+        checkpoint.settle(self.run, self.state, self.config.keep_last)
         self._status("running", None, "")
 
     def _log_time(self, step: int, rate: float, **numbers: float) -> None:
@@ -166,26 +283,26 @@ class Trainer:
         self.perf.append(record)
 
     def _status(self, state: str, code: int | None, reason: str) -> None:
-        write_status(self.run, state, self.state.step, self.config.steps, code, reason)
+        logs = [self.perf, self.events]
+        write_status(self.run, state, self.state.step, self.config.steps, code, logs, reason)
 
 
-def update(
+def gradients(
     model: Transformer,
-    optimizer: Optimizer,
     batches: Windows,
     config: TrainingConfig,
     machine: Machine,
     step: int,
-    lr: float,
+    index: int,
 ) -> tuple[float, float, int]:
-    """One optimizer step; returns nats per token, gradient norm and tokens seen.
+    """Fills the gradients of global batch `index`; returns nats per token, gradient norm, tokens.
 
     The loss is summed over all micro-batches and divided once by the step's valid tokens, so
     accumulation changes nothing but memory.
     """
     n_micro = config.batch_size // (config.micro_batch_size or config.batch_size)
     parts = [
-        batches.batch(step - 1, config.batch_size, micro=m, n_micro=n_micro) for m in range(n_micro)
+        batches.batch(index, config.batch_size, micro=m, n_micro=n_micro) for m in range(n_micro)
     ]
     tokens = sum(int(batch.loss_mask.sum()) for batch in parts)
     model.train()
@@ -199,15 +316,19 @@ def update(
     parameters = [p for p in model.parameters() if p.requires_grad]
     limit = config.grad_clip or float("inf")
     grad_norm = torch.nn.utils.clip_grad_norm_(parameters, limit).item()
-    check_finite(step, nats, grad_norm)
-    optimizer.step(lr)
     return nats / tokens, grad_norm, tokens
 
 
 def write_status(
-    run: Path, state: str, step: int, steps: int, code: int | None, reason: str = ""
+    run: Path,
+    state: str,
+    step: int,
+    steps: int,
+    code: int | None,
+    logs: Sequence[files.Log],
+    reason: str = "",
 ) -> None:
-    """Replaces status.json: running, finished, interrupted or failed."""
+    """Replaces status.json: running, finished, interrupted or failed, and how long its logs are."""
     value = {
         "state": state,
         "step": step,
@@ -217,8 +338,11 @@ def write_status(
         "resumable": state != "finished",
         "host": socket.gethostname(),
         "pid": os.getpid(),
+        "logs": {
+            log.path.name: {"bytes": log.length, "sha256": log.sha256} for log in logs if log.length
+        },
     }
-    files.write_json(run / layout.STATUS, value)
+    files.write_sealed(run / layout.STATUS, value)
 
 
 def forward_nll(model: Transformer, batch: Batch, device: str) -> torch.Tensor:

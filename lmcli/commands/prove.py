@@ -1,0 +1,46 @@
+"""lmcli prove"""
+
+from pathlib import Path
+
+import click
+
+from lmcli.commands import options
+from lmcli.errors import DataError, MismatchError
+
+
+@click.command(short_help="Train the last steps of a run again and compare the bits.")
+@click.argument("run")
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    metavar="K",
+    help="Steps to train again, at least; it starts at a checkpoint, or at step 0.",
+)
+@options.common
+def command(run: str, steps: int, root: Path, as_json: bool) -> None:
+    """Show that a run's newest checkpoint is what its config, data and seed give.
+
+    The steps run in a copy. Weights, optimizer state and metrics must be equal bit for bit; exit
+    code 65 names the first tensor that is not, and 78 what else is different here (threads, torch,
+    the kind of CPU), if anything is.
+
+    \b
+    Examples:
+      lmcli prove base
+      lmcli prove base --steps 500 --json
+    """
+    from lmcli import console
+    from lmcli.runs.prove import prove
+
+    result = prove(root, run, steps)
+    if as_json:
+        console.answer_json(result)
+    elif result["same"]:
+        console.answer(f"the same bits: {run}, steps {result['first'] + 1} to {result['last']}")
+    if not result["same"]:
+        where = f"{run}, trained again from step {result['first']}: {result['difference']}"
+        if result["environment"] != "the same":
+            raise MismatchError(f"{where}; likely because of {result['environment']}")
+        raise DataError(f"{where}, with the same torch, threads and CPU: run or memory is corrupt")

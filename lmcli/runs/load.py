@@ -1,0 +1,98 @@
+"""A trained run behind an Engine, to sample from or to score."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lmcli import console
+from lmcli.artifacts import files, layout, lock, manifest
+from lmcli.config.evaluation import EvaluationConfig
+from lmcli.dataset.store import Dataset
+from lmcli.errors import LmcliError, MismatchError, UsageError
+from lmcli.evaluation.evaluate import SplitScorer
+from lmcli.inference.engine import Engine
+from lmcli.metrics import perplexity
+from lmcli.model.transformer import Transformer
+from lmcli.runs.config import RunConfig
+from lmcli.text.tokenizer import Tokenizer
+from lmcli.training import checkpoint, precision
+from lmcli.training.precision import Machine
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A trained run, ready to sample or score."""
+
+    path: Path
+    config: RunConfig
+    engine: Engine
+    tokenizer: Tokenizer
+    machine: Machine
+    step: int
+    checkpoint_id: str
+
+
+def load(
+    root: Path, reference: str, which: str = "best", device: str = "auto", dtype: str = "auto"
+) -> LoadedRun:
+    """The run's best (default), last or numbered checkpoint behind an Engine."""
+    run = layout.find(root, reference, "run")
+    manifest.read(run, "run", hashes=True)
+    config = RunConfig.read(run)
+    machine = precision.resolve(device, dtype, 0)
+    precision.prepare(machine)
+    model = Transformer(config.model)
+    while True:
+        steps = checkpoint.list_steps(run)
+        try:
+            folder, state = checkpoint.choose(run, which)
+            checkpoint_id = manifest.read(folder, "checkpoint").id
+            checkpoint.load_weights(model, folder)
+            break
+        except (LmcliError, FileNotFoundError):
+            if checkpoint.list_steps(run) == steps:  # a living run may have pruned it meanwhile
+                raise
+    model.to(machine.device).eval()
+    tokenizer = Tokenizer.load(run / layout.TOKENIZER)
+    engine = Engine(model, tokenizer.eos_id, tokenizer.pad_id)
+    return LoadedRun(run, config, engine, tokenizer, machine, state.step, checkpoint_id)
+
+
+def evaluate(
+    loaded: LoadedRun, root: Path, data: str, split: str, config: EvaluationConfig
+) -> dict[str, Any]:
+    """Scores a split, writes the result to the run's evals/ and returns it.
+
+    Raises MismatchError when the dataset was made with another tokenizer.
+    """
+    dataset = Dataset.open(layout.find(root, data, "dataset"))
+    run_manifest = manifest.read(loaded.path, "run")
+    ours, theirs = run_manifest.parents["tokenizer"], dataset.manifest.parents["tokenizer"]
+    if ours != theirs:
+        raise MismatchError(
+            f"dataset {data} was built with tokenizer {theirs[:12]}, but run "
+            f"{loaded.path.name} has {ours[:12]}; rebuild the data with the run's tokenizer"
+        )
+    if split not in dataset.splits:
+        raise UsageError(f"--split {split}: {data} has {', '.join(dataset.splits)}")
+    context = loaded.config.model.context_length
+    scorer = SplitScorer(dataset.splits[split], loaded.tokenizer, context, config)
+    with console.Progress("window", scorer.n_windows) as progress, loaded.machine.autocast():
+        counts = scorer.score(loaded.engine, progress.update)
+    scores = perplexity.scores(counts, context, scorer.stride)
+    result = {
+        "run": loaded.path.name,
+        "run_id": run_manifest.id,
+        "checkpoint": {"step": loaded.step, "id": loaded.checkpoint_id},
+        "dataset": {"name": data, "id": dataset.manifest.id, "split": split},
+        "counts": dataclasses.asdict(counts),
+        "settings": dataclasses.asdict(config) | {"dtype": loaded.machine.dtype},
+        "scores": [dataclasses.asdict(s) for s in scores],
+    }
+    name = layout.eval_name(data, split, loaded.step)
+    folder = loaded.path / layout.EVALS
+    with lock.hold(folder / layout.EVALS_LOCK, f"an eval of {loaded.path.name}", patience=30):
+        files.sweep(folder)
+        files.write_sealed(folder / name, result)
+    return result

@@ -1,0 +1,58 @@
+"""Proof that a run is what its config, data and seed give: train its last steps again."""
+
+from pathlib import Path
+from typing import Any
+
+from lmcli.artifacts import files, layout, lock, manifest
+from lmcli.errors import UsageError
+from lmcli.runs.start import open_trainer
+from lmcli.signals import StopRequest
+from lmcli.training import checkpoint
+
+
+def prove(root: Path, reference: str, steps: int) -> dict[str, Any]:
+    """Trains the last steps of a run again, in a copy, and compares what came out, bit for bit.
+
+    Starts at the newest checkpoint at least `steps` before the last one, or at the start of the
+    run. Raises UsageError where that would take more steps than asked for, LockedError while the
+    run is being trained.
+    """
+    run = layout.find(root, reference, "run")
+    manifest.read(run, "run", hashes=True)
+    copy = run.with_name(f"{files.TEMPORARY}prove-{run.name}") / run.name
+    with lock.hold(run / layout.LOCK, f"run {run.name}"):
+        folder, state = checkpoint.choose(run, "last")
+        found = checkpoint.newest(run, at_most=max(0, state.step - steps))
+        first = found[1].step if found else 0
+        if not found and steps < state.step:
+            can = sorted({state.step - s for s in checkpoint.list_steps(run)} - {0} | {state.step})
+            raise UsageError(
+                f"--steps {steps}: no checkpoint is that far back; possible: "
+                f"{', '.join(map(str, can))}"
+            )
+        files.remove(copy.parent)
+        try:
+            for name in (layout.CONFIG, layout.TOKENIZER, layout.MANIFEST):
+                files.copy(run / name, copy / name)
+            for name in (layout.METRICS, layout.EVENTS):
+                if (run / name).exists():
+                    files.copy(run / name, copy / name)
+            if found:
+                for path in found[0].iterdir():
+                    files.copy(path, copy / layout.CHECKPOINTS / found[0].name / path.name)
+            trainer = open_trainer(root, copy, None, None, {})
+            assert trainer is not None
+            trainer.fit(StopRequest(), until=state.step)
+            again = layout.checkpoint(copy, state.step)
+            difference = checkpoint.first_difference(folder, again)
+            cause = trainer.machine.differences(manifest.read(folder).made)
+        finally:
+            files.remove(copy.parent)
+    return {
+        "run": run.name,
+        "first": first,
+        "last": state.step,
+        "same": difference is None,
+        "difference": difference,
+        "environment": cause or "the same",
+    }

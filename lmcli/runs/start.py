@@ -1,0 +1,179 @@
+"""The three starts of the one training loop: a new run, and a run that goes on.
+
+The Trainer cannot tell them apart.
+"""
+
+import dataclasses
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from lmcli import console
+from lmcli.artifacts import files, layout, lock, manifest
+from lmcli.artifacts.again import creating
+from lmcli.config.evaluation import EvaluationConfig
+from lmcli.config.model import ModelConfig
+from lmcli.config.units import show_count
+from lmcli.dataset.batches import Windows
+from lmcli.dataset.store import Dataset
+from lmcli.errors import MismatchError, UsageError
+from lmcli.evaluation.evaluate import SplitScorer
+from lmcli.inference.engine import Engine
+from lmcli.metrics import perplexity
+from lmcli.model.transformer import Transformer
+from lmcli.runs.config import RunConfig, changes, plan
+from lmcli.signals import StopRequest
+from lmcli.text.tokenizer import Tokenizer
+from lmcli.training import checkpoint, precision
+from lmcli.training.checkpoint import State
+from lmcli.training.optimizers import Optimizer
+from lmcli.training.precision import Machine
+from lmcli.training.trainer import Evaluate, Trainer, gradients, write_status
+
+
+def measure(root: Path, data: str, given: dict[str, Any], n_steps: int = 12) -> float:
+    """Seconds per training step of a config here, by a few steps that are thrown away."""
+    config, dataset = plan(root, data, None, given)
+    machine = precision.resolve(
+        config.training.device, config.training.dtype, config.training.threads
+    )
+    precision.prepare(machine)
+    model = Transformer(config.model)
+    model.init_weights(0)
+    model.to(machine.device)
+    batches = Windows(dataset.splits["train"], config.model.context_length, 0)
+    optimizer = Optimizer(model, config.training)
+    took = []
+    for step in range(n_steps):
+        began = time.perf_counter()
+        gradients(model, batches, config.training, machine, step + 1, step)
+        optimizer.step(0.0)
+        took.append(time.perf_counter() - began)
+    return sorted(took[n_steps // 3 :])[n_steps // 3]  # the first ones warm up
+
+
+def create(run: Path, config: RunConfig, dataset: Dataset) -> None:
+    """Commits a run's folder: config, tokenizer, manifest."""
+    with files.staged_directory(run) as folder:
+        files.write_json(folder / layout.CONFIG, config.as_json())
+        files.write_file(folder / layout.TOKENIZER, (dataset.path / layout.TOKENIZER).read_bytes())
+        parents = {"dataset": dataset.manifest.id, **dataset.manifest.parents}
+        manifest.write(folder, "run", run.name, parents)
+
+
+def train(
+    root: Path,
+    name: str,
+    data: str | None,
+    preset_name: str | None,
+    given: dict[str, Any],
+    stop: StopRequest,
+    dry_run: bool = False,
+    force: bool = False,
+) -> dict[str, Any]:
+    """Trains a new run or continues an existing one; returns its final status.
+
+    Raises UsageError, MismatchError (config or data differ), Interrupted, DivergedError.
+    """
+    run = layout.new(root, "run", name)
+    with ExitStack() as stack:
+        stack.enter_context(creating(run, root, "run", force))
+        if not run.exists():
+            if data is None:
+                raise UsageError(
+                    "--data names the dataset of a new run; build one: lmcli data build"
+                )
+            config, dataset = plan(root, data, preset_name, given)
+            # The split must hold a window before anything is written.
+            Windows(dataset.splits["train"], config.model.context_length, config.training.seed)
+            if dry_run:
+                return config.as_json()
+            create(run, config, dataset)
+        elif dry_run:
+            return RunConfig.read(run).as_json()
+        manifest.read(run, "run", hashes=True)
+        stack.enter_context(lock.hold(run / layout.LOCK, f"run {name}"))
+        trainer = open_trainer(root, run, data, preset_name, given)
+        if trainer is not None:
+            trainer.fit(stop)
+        return files.read_sealed(run / layout.STATUS)
+
+
+def open_trainer(
+    root: Path, run: Path, data: str | None, preset_name: str | None, given: dict[str, Any]
+) -> Trainer | None:
+    """The Trainer of an existing run at its newest checkpoint; None when it is finished.
+
+    The caller holds the run's lock.
+    """
+    stored = RunConfig.read(run)
+    found = checkpoint.newest(run)
+    state = found[1] if found else State(0, 0, 0, "")
+    step = state.step
+    current = stored.training
+    for event in files.read_log(run / layout.EVENTS):
+        current = dataclasses.replace(current, **event.get("change", {}))
+    change = changes(stored, current, preset_name, given)
+    if step >= change.get("steps", current.steps):
+        if "steps" in change:
+            raise UsageError(f"--steps {change['steps']}: {run.name} is already at step {step}")
+        console.say(f"run {run.name} is finished at step {step}; --steps N trains on")
+        logs = [files.Log(run / name) for name in (layout.PERF, layout.EVENTS)]
+        checkpoint.settle(run, state, current.keep_last)
+        write_status(run, "finished", step, current.steps, 0, logs)
+        return None
+    dataset = Dataset.open(layout.find(root, data or stored.data["name"], "dataset"))
+    if dataset.manifest.id != stored.data["id"]:
+        raise MismatchError(
+            f"run {run.name} was started on dataset {stored.data['id'][:12]}, but "
+            f"--data {data or stored.data['name']} is {dataset.manifest.id[:12]}; "
+            "name the same data or start a run with another --name"
+        )
+    current = dataclasses.replace(current, **change)
+    machine = precision.resolve(current.device, current.dtype, current.threads)
+    precision.prepare(machine)
+    model = Transformer(stored.model)
+    model.to(machine.device)
+    checkpoint.check_space(run, model)
+    trainer = Trainer(
+        run,
+        model,
+        Optimizer(model, stored.training),
+        Windows(dataset.splits["train"], stored.model.context_length, stored.training.seed),
+        stored.training,
+        machine,
+        validation(run, stored.model, dataset, current.eval_tokens, machine),
+    )
+    if change:
+        trainer.decide({"step": step, "change": change})
+    trainer.restore(found)
+    if found:
+        console.say(f"continuing {run.name} from step {step} of {current.steps}")
+        other = machine.differences(manifest.read(found[0]).made)
+        if other:
+            console.warn(f"the bits may differ from an uninterrupted run's: {other}")
+    else:
+        console.say(f"training {run.name}: {show_count(model.n_parameters())} parameters")
+    return trainer
+
+
+def validation(
+    run: Path, model: ModelConfig, dataset: Dataset, eval_tokens: int, machine: Machine
+) -> Evaluate | None:
+    """The one evaluation function, bound to the val split; None where there is none."""
+    store = dataset.splits.get("val")
+    if store is None or not store.n_tokens:
+        return None
+    tokenizer = Tokenizer.load(run / layout.TOKENIZER)
+    config = EvaluationConfig(max_tokens=eval_tokens)
+    scorer = SplitScorer(store, tokenizer, model.context_length, config)
+
+    def evaluate(model: Transformer, step: int) -> dict[str, float]:
+        model.eval()
+        with machine.autocast():
+            counts = scorer.score(Engine(model, tokenizer.eos_id, tokenizer.pad_id))
+        by_name = {s.name: s.value for s in perplexity.scores(counts, scorer.context_length, 0)}
+        return {"val_loss": by_name["loss"], "val_bits_per_byte": by_name["bits_per_byte"]}
+
+    return evaluate

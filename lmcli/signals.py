@@ -1,0 +1,57 @@
+"""Requests to stop: a signal sets a flag, and the work in hand ends where nothing is lost.
+
+SIGINT, SIGTERM, SIGHUP or SIGUSR1 (what Slurm sends before the time is up) ask for a stop after the
+current step; a second one leaves at once. `deadline` asks by the clock. No torch, so that a command
+can listen before it loads anything heavy.
+"""
+
+import os
+import signal
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+
+class StopRequest:
+    """with StopRequest() as stop:
+    ... if stop.requested: save and leave
+    """
+
+    SIGNALS = tuple(
+        getattr(signal, name)
+        for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+        if hasattr(signal, name)
+    )
+
+    def __init__(self, seconds: float | None = None) -> None:
+        self._signal: str | None = None
+        self._before: dict[Any, Any] = {}
+        self.seconds = seconds
+        self._deadline = None if seconds is None else time.monotonic() + seconds
+        self.margin = 0.0  # seconds that the next step and a save may take
+
+    @property
+    def requested(self) -> str | None:
+        """What asked for the stop: a signal's name or `--max-time`."""
+        if self._signal is None and self._deadline is not None:
+            return "--max-time" if time.monotonic() + self.margin >= self._deadline else None
+        return self._signal
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._signal is not None:
+            os._exit(128 + number)
+        self._signal = signal.Signals(number).name
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():
+            for number in self.SIGNALS:
+                before = signal.getsignal(number)
+                if number == getattr(signal, "SIGHUP", None) and before == signal.SIG_IGN:
+                    continue  # nohup
+                self._before[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
