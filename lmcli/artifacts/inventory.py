@@ -124,9 +124,8 @@ def _checkpoint_problems(run: Path, checkpoint: Path) -> list[str]:
             return problems
         manifest.check_checkpoint(run, checkpoint)
         state = files.read_json(checkpoint / layout.STATE)
-        return _start_problems(
-            run / layout.METRICS, state["metrics_bytes"], state["metrics_sha256"]
-        )
+        size, sha256 = state["metrics_bytes"], state["metrics_sha256"]
+        return _start_problems(run / layout.METRICS, checkpoint.name, size, sha256)
     except KeyError as error:
         return [f"{checkpoint / layout.STATE}: {error} is missing"]
     except LmcliError as error:

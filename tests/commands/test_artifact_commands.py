@@ -18,7 +18,7 @@ def flip(path: Path, at: int = 100) -> None:
 
 def change_status(root: Path, **values: object) -> None:
     path = root / "runs/base/status.json"
-    path.write_bytes(files.to_json({**files.read_json(path), **values}))
+    files.write_sealed(path, {**files.read_sealed(path), **values})
 
 
 def test_ls_lists_every_kind_and_its_state(cli, tiny_copy):

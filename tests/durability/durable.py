@@ -1,0 +1,54 @@
+"""What the durability tests share: a small corpus, scenarios, and what must not differ."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from conftest import REPOSITORY
+
+SHAPE = [
+    *("--n-layers", "1", "--d-model", "16", "--n-heads", "2", "--context-length", "16"),
+    *("--batch-size", "4", "--threads", "1", "--eval-tokens", "256", "--dropout", "0.1"),
+]
+# What may differ between two runs that did the same: times, hosts, and who holds the lock.
+LIVING = ("status.json", "perf.jsonl", "LOCK", ".lock")
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder in memory where there is one: fsync costs nothing there."""
+    place = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    folder = Path(tempfile.mkdtemp(prefix="lmcli-durability-", dir=place))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def corpus(folder: Path, n_characters: int = 12_000) -> Path:
+    path = folder / "corpus.txt"
+    text = "".join((REPOSITORY / "data" / name).read_text() for name in ("en.txt", "zh.txt"))
+    path.write_text((text * (1 + n_characters // len(text)))[:n_characters])
+    return path
+
+
+def digest(root: Path) -> dict[str, str]:
+    """Every file under an artifact root by what must not depend on interruptions.
+
+    A manifest counts with its id, which is content alone. Leftovers show as names too many.
+    """
+    found = {}
+    for path in sorted(root.rglob("*")):
+        name = path.relative_to(root).as_posix()
+        if not path.is_file() or path.name in LIVING or path.name.startswith(".lock-"):
+            continue
+        data = path.read_bytes()
+        if path.name == "manifest.json":
+            data = json.loads(data)["id"].encode()
+        found[name] = hashlib.sha256(data).hexdigest()
+    return found

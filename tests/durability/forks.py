@@ -1,0 +1,89 @@
+"""A warm process that runs `lmcli` command lines in forks of itself, to crash at a chosen point.
+
+Starting Python and torch takes seconds and a fork milliseconds, so thousands of crashes fit into
+minutes. The warm process has one thread, else a fork of it could hang.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+class Forks:
+    """with Forks(warm=[["train", ...], ...]) as forks: forks.run("train", ..., crash_at=7)"""
+
+    def __init__(self, warm: list[list[str]]) -> None:
+        self._warm = warm
+
+    def __enter__(self) -> "Forks":
+        self._process = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **ENVIRONMENT},
+        )
+        for line in self._warm:
+            self._ask({"args": line, "fork": False})
+        return self
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
+        return answer
+
+    def run(self, *args: object, crash_at: int = 0) -> tuple[int, int, str]:
+        """(exit code or minus the signal, crash points passed, stderr) of one command line."""
+        answer = self._ask({"args": [str(a) for a in args], "crash_at": crash_at, "fork": True})
+        return answer["code"], answer["points"], answer["err"]
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()
+
+
+def _serve() -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    from lmcli.artifacts import files
+    from lmcli.cli import main
+
+    scratch = Path(f"/dev/shm/lmcli-forks-{os.getpid()}")
+    for line in sys.stdin:
+        request = json.loads(line)
+        if not request["fork"]:
+            answer = {"code": main([*request["args"], "-q"])}
+        else:
+            scratch.write_bytes(b"")
+            pid = os.fork()
+            if not pid:
+                handle = os.open(scratch, os.O_RDWR | os.O_APPEND)
+                for target in (0, 1, 2):
+                    os.dup2(handle if target else os.open(os.devnull, os.O_RDONLY), target)
+                files._CRASH_AT, files._count = request["crash_at"], 0
+                try:
+                    code = main(request["args"])
+                except BaseException:
+                    import traceback
+
+                    traceback.print_exc()
+                    code = 1
+                sys.stderr.flush()
+                os.write(2, f"\n{files._count}".encode())
+                os._exit(code)
+            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            said, _, points = scratch.read_text("utf-8", "replace").rpartition("\n")
+            answer = {"code": code, "points": int(points) if code >= 0 else -1, "err": said}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+    scratch.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    _serve()

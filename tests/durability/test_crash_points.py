@@ -1,0 +1,124 @@
+"""Killed at any file operation or step, the same command ends with the same bytes.
+
+Every crash point of the writer is visited: before, in the middle of and after each operation, and
+at each training step, in tokenizer train, data build, train and eval.
+"""
+
+import random
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import SimpleQueue
+
+import pytest
+from durable import SHAPE, corpus, digest, scratch
+from forks import Forks
+
+SCENARIOS = {
+    "tokenizer": ["tokenizer", "train", "{text}", "--name", "tok", "--vocab-size", "300"],
+    "data": ["data", "build", "{text}", "--tokenizer", "tok", "--name", "corpus"],
+    "train": [
+        *("train", "--data", "corpus", "--name", "base", *SHAPE, "--steps", "6"),
+        *("--micro-batch-size", "2", "--save-every", "2", "--eval-every", "3", "--log-every", "1"),
+        *("--keep-last", "1"),
+    ],
+    "eval": ["eval", "base", "--split", "test"],
+    "extend": ["train", "--name", "base", "--steps", "8", "--save-every", "1"],
+    "muon": ["train", "--data", "corpus", "--name", "muon", *SHAPE, "--optimizer", "muon"]
+    + ["--steps", "3", "--save-every", "1", "--schedule", "wsd", "--keep-last", "2"],
+}
+PROCESSES = 2
+
+
+@pytest.fixture(scope="module")
+def stage():
+    """(folder of roots before each scenario, what each must end with, its number of points)."""
+    with scratch() as folder:
+        text = corpus(folder)
+        root = folder / "root"
+        lines = {name: [w.format(text=text) for w in line] for name, line in SCENARIOS.items()}
+        with Forks([]) as forks:
+            ends: dict[str, dict[str, str]] = {}
+            points: dict[str, int] = {}
+            for name, line in lines.items():
+                shutil.copytree(root, folder / f"before-{name}") if root.exists() else (
+                    (folder / f"before-{name}").mkdir()
+                )
+                code, points[name], said = forks.run(*line, "--artifacts", root)
+                assert code == 0, said
+                ends[name] = digest(root)
+        yield folder, lines, ends, points
+
+
+def visit(stage, trials: list[tuple[str, list[int]]]) -> None:
+    """Each trial: (scenario, crash points one after the other); then once more, to the end."""
+    folder, lines, ends, _ = stage
+    idle: SimpleQueue[Forks] = SimpleQueue()
+
+    def trial(number: int) -> None:
+        name, crashes = trials[number]
+        root = folder / f"trial-{number}"
+        shutil.copytree(folder / f"before-{name}", root)
+        forks = idle.get()
+        try:
+            for at in crashes:
+                code, _, said = forks.run(*lines[name], "--artifacts", root, crash_at=at)
+                assert code in (0, -9), (name, crashes, said)  # a later crash may come too late
+            code, _, said = forks.run(*lines[name], "--artifacts", root)
+            assert code == 0, (name, crashes, said)
+            assert digest(root) == ends[name], (name, crashes)
+        finally:
+            idle.put(forks)
+        shutil.rmtree(root)
+
+    def started(warm: int) -> Forks:
+        forks = Forks(warmed(folder, lines, warm)).__enter__()
+        idle.put(forks)
+        return forks
+
+    with ThreadPoolExecutor(PROCESSES) as pool:
+        servers = list(pool.map(started, range(PROCESSES)))
+        try:
+            list(pool.map(trial, range(len(trials))))
+        finally:
+            for server in servers:
+                server.__exit__()
+
+
+def warmed(folder: Path, lines: dict[str, list[str]], number: int) -> list[list[str]]:
+    """Lines that make a process load everything before it is forked."""
+    root = folder / f"warm-{number}"
+    shutil.rmtree(root, ignore_errors=True)
+    return [[*lines[name], "--artifacts", str(root)] for name in ("tokenizer", "data", "train")]
+
+
+@pytest.mark.durability
+def test_every_crash_point(stage):
+    *_, points = stage
+    trials = [(name, [at]) for name, n in points.items() for at in range(1, n + 1)]
+    assert len(trials) >= 500
+    visit(stage, trials)
+
+
+def random_trials(points: dict[str, int], n: int, seed: int) -> list[tuple[str, list[int]]]:
+    draw: Callable[[], random.Random] = lambda: random.Random(seed)  # noqa: E731
+    generator = draw()
+    names = list(points)
+    trials = []
+    for _ in range(n):
+        name = generator.choice(names)
+        crashes = [generator.randint(1, points[name]) for _ in range(generator.randint(2, 4))]
+        trials.append((name, crashes))
+    return trials
+
+
+@pytest.mark.durability
+def test_crashes_while_recovering_from_a_crash(stage):
+    """Two to four crashes one after the other, each in the command that was to recover."""
+    visit(stage, random_trials(stage[3], 60, seed=0))
+
+
+@pytest.mark.soak
+def test_five_thousand_crashes(stage):
+    visit(stage, random_trials(stage[3], 5_000, seed=1))
