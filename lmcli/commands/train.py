@@ -1,12 +1,13 @@
 """lmcli train"""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import click
 
+from lmcli import console
 from lmcli.commands import options
-from lmcli.config.fields import collect
 from lmcli.config.model import ModelConfig
 from lmcli.config.training import TrainingConfig
 
@@ -15,9 +16,7 @@ from lmcli.config.training import TrainingConfig
 @click.option("--name", metavar="RUN", required=True, help="Name of the run.")
 @click.option("--data", metavar="DATASET", help="Dataset to train on (needed for a new run).")
 @click.option("--preset", "preset_name", metavar="NAME", help="Model shape: nano to gpt2-xl.")
-@options.config_file_option
-@options.config_flags(TrainingConfig)
-@options.config_flags(ModelConfig, leave_out=("vocab_size",))
+@options.settings(TrainingConfig, ModelConfig, leave_out=("vocab_size",), file=True)
 @click.option("--dry-run", is_flag=True, help="Print the resolved config and stop.")
 @options.force_option
 @options.common
@@ -25,12 +24,11 @@ def command(
     name: str,
     data: str | None,
     preset_name: str | None,
-    config_file: Path | None,
+    given: dict[str, Any],
     dry_run: bool,
     force: bool,
     root: Path,
     as_json: bool,
-    **flags: Any,
 ) -> None:
     """Train a model on a dataset, or continue a run that was interrupted.
 
@@ -46,14 +44,10 @@ def command(
       lmcli train --data corpus --name base --config run.toml
       lmcli train --name base --steps 8000          # train on
     """
-    from lmcli import console, runs
+    from lmcli import runs
 
-    known = options.config_fields(TrainingConfig, ModelConfig)
-    given = collect(known, flags, config_file)
     status = runs.train(root, name, data, preset_name, given, dry_run, force)
     if dry_run or as_json:
-        import json
-
         console.answer(json.dumps(status, indent=2 if dry_run else None))
     elif status is not None:
         console.say(f"{name}: {status['state']} at step {status['step']}")

@@ -21,9 +21,6 @@ from lmcli.errors import LmcliError, MissingInputError, UsageError
 
 T = TypeVar("T")
 
-# Environment names that are not config fields.
-RESERVED = ("LMCLI_ARTIFACTS", "LMCLI_TEST_DATA", "LMCLI_CRASH_AT")
-
 
 def option(
     default: Any,
@@ -109,6 +106,12 @@ def build(cls: type[T], values: Mapping[str, Any], where: Callable[[str], str] =
     return cls(**{key: convert(known[key], value, where(key)) for key, value in values.items()})
 
 
+def pick(cls: type[T], values: Mapping[str, Any]) -> T:
+    """An instance of one of several config dataclasses that `values` has settings of."""
+    names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    return build(cls, {name: values[name] for name in names if name in values})
+
+
 def collect(
     fields: Mapping[str, "dataclasses.Field[Any]"],
     flags: Mapping[str, Any],
@@ -125,7 +128,7 @@ def collect(
     environ = os.environ if environ is None else environ
     for key, field in fields.items():
         name = "LMCLI_" + key.upper()
-        if name in environ and name not in RESERVED:
+        if name in environ:
             found[key] = convert(field, environ[name], name)
     for key, value in flags.items():
         if value is not None and key in fields:
