@@ -1,9 +1,6 @@
 """lmcli sample"""
 
-import contextlib
-import queue
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,27 +63,18 @@ def _arriving(limit: int) -> Iterator[list[str]]:
     """Lines of standard input in batches of what has arrived, so that a pipe never waits."""
     from lmcli.text.readers import decode
 
-    arrived: queue.Queue[bytes | None] = queue.Queue(maxsize=4 * limit)
-
-    def read() -> None:
-        for line in sys.stdin.buffer:
-            arrived.put(line)
-        arrived.put(None)
-
-    threading.Thread(target=read, daemon=True).start()
-    number, ended = 0, False
+    stream: Any = sys.stdin.buffer
+    number, rest, ended = 0, b"", False
     while not ended:
-        batch: list[str] = []
-        with contextlib.suppress(queue.Empty):
-            while len(batch) < limit and not ended:
-                line = arrived.get(block=not batch)
-                if line is None:
-                    ended = True
-                    break
+        data = stream.read1(2**16)  # waits for the first byte only
+        *lines, rest = (rest + data).split(b"\n")
+        if ended := not data:
+            lines += [rest] if rest else []
+        for start in range(0, len(lines), limit):
+            batch = []
+            for line in lines[start : start + limit]:
                 number += 1
-                line = line.removesuffix(b"\n").removesuffix(b"\r")
-                batch.append(decode(line, f"standard input, line {number}"))
-        if batch:
+                batch.append(decode(line.removesuffix(b"\r"), f"standard input, line {number}"))
             yield batch
 
 

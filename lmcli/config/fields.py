@@ -60,19 +60,7 @@ def convert(field: "dataclasses.Field[Any]", value: Any, where: str) -> Any:
         return None
     want, meta = kind(field), field.metadata
     try:
-        if want is bool:
-            words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
-            value = value if isinstance(value, bool) else words[str(value).lower()]
-        elif want is int:
-            if isinstance(value, bool) or (isinstance(value, float) and value != int(value)):
-                raise ValueError
-            value = units.parse_count(value) if isinstance(value, str) else int(value)
-        elif want is float:
-            if isinstance(value, bool):
-                raise ValueError
-            value = float(value)
-        elif not isinstance(value, str):
-            raise ValueError
+        value = _parse(want, value)
     except LmcliError as error:
         raise UsageError(f"{where}: {error}") from None
     except (KeyError, ValueError, TypeError, OverflowError):
@@ -89,6 +77,19 @@ def convert(field: "dataclasses.Field[Any]", value: Any, where: str) -> Any:
         if meta["high"] is not None and value > meta["high"]:
             raise UsageError(f"{where} must be at most {meta['high']:g}, not {value:g}")
     return value
+
+
+def _parse(want: type, value: Any) -> Any:
+    if want is bool:
+        words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+        return value if isinstance(value, bool) else words[str(value).lower()]
+    if isinstance(value, bool) or (want is str and not isinstance(value, str)):
+        raise TypeError
+    if want is int and isinstance(value, str):
+        return units.parse_count(value)
+    if want is int and value != int(value):
+        raise ValueError
+    return want(value)
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

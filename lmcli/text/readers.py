@@ -58,12 +58,7 @@ def find_files(inputs: Sequence[str], exclude: Sequence[str] = ()) -> list[Path]
     pattern in `exclude` left out; a file named explicitly is read whatever its suffix. Raises
     MissingInputError or DataError naming the input.
     """
-    found: dict[str, Path] = {}  # by real path: one file under two names is read once
-
-    def add(*paths: Path) -> None:
-        for path in paths:
-            found.setdefault(os.path.realpath(path), path)
-
+    paths: list[Path] = []
     for name in inputs:
         path = Path(name)
         if path.is_dir():
@@ -73,16 +68,19 @@ def find_files(inputs: Sequence[str], exclude: Sequence[str] = ()) -> list[Path]
                     f"{name}: no text in this folder; files ending in {' '.join(SUFFIXES)} count, "
                     "also gzipped; name other files one by one or with a glob"
                 )
-            add(*inside)
+            paths += inside
         elif path.is_file():
-            add(path)
+            paths.append(path)
         elif path.exists():
             raise DataError(f"{name}: a pipe or device is read only once; save it to a file first")
         else:
             matches = sorted(p for p in glob.glob(name, recursive=True) if os.path.isfile(p))
             if not matches:
                 raise MissingInputError(f"{name}: no such file or folder")
-            add(*map(Path, matches))
+            paths += map(Path, matches)
+    found: dict[str, Path] = {}  # by real path: one file under two names is read once
+    for path in paths:
+        found.setdefault(os.path.realpath(path), path)
     return list(found.values())
 
 

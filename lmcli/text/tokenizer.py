@@ -38,13 +38,10 @@ class Tokenizer:
     def __init__(self, inner: HFTokenizer) -> None:
         self._inner = inner
         inner.encode_special_tokens = True
-        self.pad_id, self.bos_id, self.eos_id, self.sep_id = map(self._special, SPECIAL)
-
-    def _special(self, token: str) -> int:
-        id_ = self._inner.token_to_id(token)
-        if id_ is None:
-            raise DataError(f"the tokenizer has no {token} token")
-        return int(id_)
+        ids: list[Any] = [inner.token_to_id(token) for token in SPECIAL]
+        if None in ids:
+            raise DataError(f"the tokenizer has no {SPECIAL[ids.index(None)]} token")
+        self.pad_id, self.bos_id, self.eos_id, self.sep_id = ids
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
