@@ -7,10 +7,14 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
-from types import TracebackType
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
+from lmcli.config.units import show_duration
+
+T = TypeVar("T")
+
+EVERY = 10  # seconds between plain lines of progress
 quiet = False
 
 
@@ -36,83 +40,103 @@ def answer(text: str) -> None:
     print(text, flush=True)
 
 
+def answer_bytes(data: bytes) -> None:
+    """The same for text that may not be UTF-8."""
+    sys.stdout.buffer.write(data + b"\n")
+    sys.stdout.buffer.flush()
+
+
 def answer_json(value: Any) -> None:
     answer(json.dumps(value, ensure_ascii=False, allow_nan=False))
 
 
+def reply(as_json: bool, value: Any, text: str) -> None:
+    """The answer of a command: `value` under --json, else `text`."""
+    if as_json:
+        answer_json(value)
+    else:
+        answer(text)
+
+
+def plain(value: Any) -> str:
+    """Text as it is, anything else as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def listing(facts: Mapping[str, Any] | Iterable[tuple[str, Any]], width: int = 18) -> str:
+    """One line for each fact: its name, padded, and its value."""
+    pairs = facts.items() if isinstance(facts, Mapping) else facts
+    return "\n".join(f"{name:<{width}} {value}" for name, value in pairs)
+
+
 def table(rows: Iterable[Sequence[Any]], header: Sequence[str] = ()) -> str:
     """Aligned columns as plain text; numbers to the right."""
-    cells = [
-        [str(c) for c in row] for row in ([header] if header else []) + [list(r) for r in rows]
-    ]
-    if not cells:
-        return ""
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    right = [
-        all(row[i][:1].isdigit() or row[i][:1] in "-." for row in cells[bool(header) :] if row[i])
-        for i in range(len(widths))
-    ]
-    return "\n".join(
-        "  ".join(
-            c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)
-        ).rstrip()
-        for row in cells
-    )
+    columns = []
+    for column in zip(*([header] if header else []), *rows, strict=True):
+        cells = [str(c) for c in column]
+        width = max(map(len, cells))
+        right = all(c[:1].isdigit() or c[:1] in "-." for c in cells[bool(header) :])
+        columns.append([c.rjust(width) if right else c.ljust(width) for c in cells])
+    return "\n".join("  ".join(row).rstrip() for row in zip(*columns, strict=True))
 
 
 class Progress:
-    """A bar on a terminal, a plain line every `every` seconds elsewhere.
+    """A bar on a terminal, a plain line every EVERY seconds elsewhere.
 
     with Progress("training", total=1000, unit="step") as progress:
         progress.update(10, "loss 3.21")
     """
 
-    def __init__(self, title: str, total: float | None, unit: str = "", every: float = 10) -> None:
-        self.title, self.total, self.unit, self.every = title, total, unit, every
+    def __init__(self, title: str, total: float | None, unit: str = "") -> None:
+        self.title, self.total, self.unit = title, total, unit
         self.done = 0.0
         self._start = self._last = time.monotonic()
         self._bar: Any = None
-        self._task: Any = None
 
     def __enter__(self) -> "Progress":
         if not quiet and sys.stderr.isatty():
             from rich import progress as rich_progress
             from rich.console import Console
 
-            columns = [
+            self._bar = rich_progress.Progress(
                 rich_progress.TextColumn("{task.description}"),
                 rich_progress.BarColumn(),
                 rich_progress.TaskProgressColumn(),
                 rich_progress.TextColumn("{task.fields[note]}"),
                 rich_progress.TimeRemainingColumn(),
-            ]
-            self._bar = rich_progress.Progress(*columns, console=Console(stderr=True))
+                console=Console(stderr=True),
+            )
             self._task = self._bar.add_task(self.title, total=self.total, note="")
             self._bar.start()
         return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
 
     def update(self, done: float, note: str = "") -> None:
         """`done` is the total so far, not an increment."""
         self.done = done
         if self._bar is not None:
             self._bar.update(self._task, completed=done, note=note)
-        elif time.monotonic() - self._last >= self.every:
+        elif time.monotonic() - self._last >= EVERY:
             self._last = time.monotonic()
             self._line(note)
 
-    def _line(self, note: str) -> None:
-        parts = [f"{self.title} {self.done:,.0f}"]
-        if self.total:
-            parts[0] += f"/{self.total:,.0f}"
-            elapsed = time.monotonic() - self._start
-            if self.done:
-                from lmcli.config.units import show_duration
+    def over(self, items: Iterable[T], size: Callable[[T], float]) -> Iterator[T]:
+        """The items, each counted as done when it is handed out."""
+        for item in items:
+            self.update(self.done + size(item))
+            yield item
 
-                eta = show_duration(elapsed * (self.total - self.done) / self.done)
-                note = f"{note}  ETA {eta}".strip()
-        if self.unit:
-            parts.append(self.unit)
-        say("  ".join([" ".join(parts), note]).rstrip())
+    def _line(self, note: str) -> None:
+        words = f"{self.title} {self.done:,.0f}"
+        if self.total:
+            words += f"/{self.total:,.0f}"
+            if self.done:
+                left = (self.total - self.done) / self.done * (time.monotonic() - self._start)
+                note = f"{note}  ETA {show_duration(left)}".strip()
+        say(f"{words} {self.unit}".rstrip() + f"  {note}".rstrip())
 
     def say(self, message: str) -> None:
         """A line above the bar."""
@@ -120,12 +144,3 @@ class Progress:
             self._bar.console.print(message, markup=False, highlight=False)
         else:
             say(message)
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()

@@ -1,1 +1,1 @@
-"""One thin file per subcommand; `options` holds the flag families they share."""
+"""One thin file per subcommand; `options` and `creation` hold what they share."""

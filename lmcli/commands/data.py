@@ -1,16 +1,21 @@
 """lmcli data"""
 
 import dataclasses
-import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
+from lmcli import console
+from lmcli.artifacts import layout, manifest
 from lmcli.commands import options
+from lmcli.commands.creation import Creation, creation_flags, summary
 from lmcli.config.data import ReadConfig, SplitConfig
-from lmcli.config.fields import build, collect
+from lmcli.config.fields import pick
 from lmcli.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from lmcli.dataset.store import Dataset
 
 
 @click.group(short_help="Build, check and show memory-mapped datasets.")
@@ -30,23 +35,14 @@ def command() -> None:
 @click.option("--name", metavar="DATASET", required=True, help="Name of the dataset.")
 @click.option("--val", multiple=True, metavar="FILE", help="Files of the val split (repeatable).")
 @click.option("--test", multiple=True, metavar="FILE", help="Files of the test split (repeatable).")
-@options.config_file_option
-@options.config_flags(SplitConfig, ReadConfig)
-@options.exclude_option
-@options.force_option
-@options.common
-def build_(
+@creation_flags(SplitConfig, ReadConfig)
+def build(
     files: tuple[str, ...],
     tokenizer: str,
     name: str,
     val: tuple[str, ...],
     test: tuple[str, ...],
-    config_file: Path | None,
-    exclude: tuple[str, ...],
-    force: bool,
-    root: Path,
-    as_json: bool,
-    **flags: Any,
+    creation: Creation,
 ) -> None:
     """Encode text into a dataset with train, val and test splits.
 
@@ -59,39 +55,29 @@ def build_(
       lmcli data build train/ --val valid.txt --test-fraction 0 --tokenizer bpe8k --name corpus
       lmcli data build 'c4/*.jsonl.gz' --tokenizer bpe32k --name c4 --on-error skip
     """
-    from lmcli import console
-    from lmcli.artifacts import layout, manifest
-    from lmcli.artifacts.again import creating, finished
-    from lmcli.dataset.build import Corpus
     from lmcli.dataset.build import build as build_dataset
-    from lmcli.text.readers import Reader, fingerprint
+    from lmcli.text.readers import Reader
 
-    given = collect(options.config_fields(SplitConfig, ReadConfig), flags, config_file)
-    split = build(SplitConfig, options.pop_fields(given, SplitConfig))
-    read = build(ReadConfig, given)
-    path = layout.new(root, "dataset", name)
-    tokenizer_path = layout.find(root, tokenizer, "tokenizer")
+    split, read = pick(SplitConfig, creation.given), pick(ReadConfig, creation.given)
+    path = layout.new(creation.root, "dataset", name)
+    tokenizer_path = layout.find(creation.root, tokenizer, "tokenizer")
     parents = {"tokenizer": manifest.read(tokenizer_path, "tokenizer").id}
-    corpus = Corpus(
-        Reader(files, read, exclude),
-        Reader(val, read, exclude) if val else None,
-        Reader(test, read, exclude) if test else None,
+    inputs = {"train": files, "val": val, "test": test}
+    readers = {s: Reader(paths, read, creation.exclude) for s, paths in inputs.items() if paths}
+    creation.make(
+        "dataset",
+        path,
+        dataclasses.asdict(split) | dataclasses.asdict(read),
+        readers,
+        lambda recorded: build_dataset(path, readers, tokenizer_path, split, recorded),
+        parents,
     )
-    with creating(path, root, "dataset", force):
-        by_name = {"train": corpus.train, "val": corpus.val, "test": corpus.test}
-        recorded = {
-            **dataclasses.asdict(split),
-            **dataclasses.asdict(read),
-            "sources": {s: fingerprint(r.paths) for s, r in by_name.items() if r is not None},
-        }
-        made = finished(path, "dataset", recorded, parents)
-        if made:
-            console.say(f"dataset {path.name} is there already, made from the same text")
-        else:
-            made = build_dataset(path, corpus, tokenizer_path, split, recorded)
-    if as_json:
-        shown = {k: v for k, v in made.config.items() if k != "sources"}
-        console.answer_json({"name": path.name, "id": made.id, **shown})
+
+
+def _open(root: Path, reference: str) -> "Dataset":
+    from lmcli.dataset.store import Dataset
+
+    return Dataset.open(layout.find(root, reference, "dataset"))
 
 
 @command.command("info")
@@ -104,30 +90,20 @@ def info(dataset: str, root: Path, as_json: bool) -> None:
     Example:
       lmcli data info corpus
     """
-    from lmcli import console
-    from lmcli.artifacts import layout
-    from lmcli.dataset.store import Dataset
-
-    found = Dataset.open(layout.find(root, dataset, "dataset"))
-    config = found.manifest.config
+    found = _open(root, dataset)
+    made, config = found.manifest, found.manifest.config
     if as_json:
-        shown = {k: v for k, v in config.items() if k != "sources"}
-        console.answer_json(
-            {"name": found.manifest.name, "id": found.manifest.id, **shown}
-            | {"parents": found.manifest.parents}
-        )
+        console.answer_json(summary(made.name, made) | {"parents": made.parents})
         return
     rows = []
     for split in found.splits:
         c = config["splits"][split]
-        ratio = c["bytes"] / max(1, c["tokens"])
-        rows.append(
-            (split, f"{c['documents']:,}", f"{c['tokens']:,}", f"{c['bytes']:,}", f"{ratio:.2f}")
-        )
+        counts = [f"{c[key]:,}" for key in ("documents", "tokens", "bytes")]
+        rows.append((split, *counts, f"{c['bytes'] / max(1, c['tokens']):.2f}"))
     console.answer(console.table(rows, ("split", "documents", "tokens", "bytes", "bytes/token")))
     console.answer(
         f"vocabulary {config['vocab_size']:,}, split by {config['split_rule']}, "
-        f"tokenizer {found.manifest.parents['tokenizer'][:12]}, id {found.manifest.id[:12]}"
+        f"tokenizer {made.parents['tokenizer'][:12]}, id {made.id[:12]}"
     )
 
 
@@ -141,27 +117,13 @@ def verify(dataset: str, root: Path, as_json: bool) -> None:
     Example:
       lmcli data verify corpus
     """
-    from lmcli import console
-    from lmcli.artifacts import layout, manifest
-    from lmcli.dataset.store import Dataset
-
     path = layout.find(root, dataset, "dataset")
     problems = manifest.verify(path)
     if not problems:
-        try:
-            found = Dataset.open(path)
-        except DataError as error:
-            problems.append(str(error))
-        else:
-            for store in found.splits.values():
-                try:
-                    store.check_ids(found.manifest.config.get("eos_id"))
-                except DataError as error:
-                    problems.append(str(error))
-    if as_json:
-        console.answer_json({"ok": not problems, "problems": problems})
-    else:
-        console.answer("\n".join(problems) or "ok")
+        from lmcli.dataset.store import format_problems
+
+        problems = format_problems(path)
+    console.reply(as_json, {"ok": not problems, "problems": problems}, "\n".join(problems) or "ok")
     if problems:
         raise DataError(f"dataset {path.name}: {len(problems)} problem(s); rebuild it")
 
@@ -189,12 +151,9 @@ def show(
       lmcli data show corpus --split val
       lmcli data show corpus --document 17 --json
     """
-    from lmcli import console
-    from lmcli.artifacts import layout
-    from lmcli.dataset.store import Dataset
     from lmcli.text.tokenizer import Tokenizer
 
-    found = Dataset.open(layout.find(root, dataset, "dataset"))
+    found = _open(root, dataset)
     if split not in found.splits:
         raise UsageError(f"--split {split}: {dataset} has {', '.join(found.splits)}")
     store = found.splits[split]
@@ -206,7 +165,6 @@ def show(
         ids = store.document(i).tolist()
         if as_json:
             console.answer_json({"document": i, "tokens": len(ids), "text": tokenizer.decode(ids)})
-            continue
-        console.say(f"--- {split} document {i}: {len(ids)} tokens")
-        sys.stdout.buffer.write(tokenizer.decode_bytes(ids) + b"\n")
-        sys.stdout.buffer.flush()
+        else:
+            console.say(f"--- {split} document {i}: {len(ids)} tokens")
+            console.answer_bytes(tokenizer.decode_bytes(ids))

@@ -9,7 +9,12 @@ from typing import Any
 
 import click
 
+import lmcli
+from lmcli import console
+from lmcli.artifacts import files, lock
 from lmcli.commands import options
+from lmcli.config.units import show_bytes
+from lmcli.errors import LmcliError
 
 PACKAGES = (
     *("torch", "tokenizers", "numpy", "safetensors", "click", "rich"),
@@ -27,10 +32,6 @@ def command(root: Path, as_json: bool) -> None:
     Example:
       lmcli doctor --json
     """
-    import lmcli
-    from lmcli import console
-    from lmcli.config.units import show_bytes
-
     # The artifact directory may not exist yet; what holds for the folder above holds for it.
     folder = next(p for p in (root, *root.absolute().parents) if p.is_dir())
     facts: dict[str, Any] = {
@@ -45,10 +46,7 @@ def command(root: Path, as_json: bool) -> None:
         **_torch(),
         **_packages(),
     }
-    if as_json:
-        console.answer_json(facts)
-    else:
-        console.answer("\n".join(f"{k:<16} {v}" for k, v in facts.items()))
+    console.reply(as_json, facts, console.listing(facts, 16))
 
 
 def _torch() -> dict[str, Any]:
@@ -90,9 +88,6 @@ def _packages() -> dict[str, str]:
 
 def _probe(folder: Path) -> str:
     """Whether one writer at a time and durable files can be had in `folder`."""
-    from lmcli.artifacts import files, lock
-    from lmcli.errors import LmcliError
-
     probe = folder / f".lmcli-doctor-{platform.node()}-{os.getpid()}"
     try:
         files.write_file(probe, b"probe\n")
@@ -115,8 +110,6 @@ def _cpu_name() -> str:
 
 
 def _memory() -> str:
-    from lmcli.config.units import show_bytes
-
     try:
         return show_bytes(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     except (AttributeError, ValueError, OSError):

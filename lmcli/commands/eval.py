@@ -5,9 +5,11 @@ from typing import Any
 
 import click
 
+from lmcli import console
+from lmcli.artifacts import layout
 from lmcli.commands import options
 from lmcli.config.evaluation import EvaluationConfig
-from lmcli.config.fields import build, collect
+from lmcli.config.fields import build
 
 
 @click.command(short_help="Perplexity and bits per byte of a run on a dataset.")
@@ -15,24 +17,22 @@ from lmcli.config.fields import build, collect
 @click.option("--data", metavar="DATASET", help="Dataset  [default: the one it was trained on]")
 @click.option(
     "--split",
-    type=click.Choice(["train", "val", "test"]),
+    type=click.Choice(layout.SPLITS),
     default="test",
     show_default=True,
     help="Split to score.",
 )
-@options.config_flags(EvaluationConfig)
+@options.settings(EvaluationConfig)
 @options.checkpoint_options
 @options.common
 def command(
     run: str,
     data: str | None,
     split: str,
-    checkpoint: str,
-    device: str,
-    dtype: str,
+    given: dict[str, Any],
+    at: dict[str, str],
     root: Path,
     as_json: bool,
-    **flags: Any,
 ) -> None:
     """Score a run on a split: perplexity per token, word and byte, and bits per byte.
 
@@ -44,11 +44,10 @@ def command(
       lmcli eval base --data corpus --split test
       lmcli eval base --split val --stride 128 --json
     """
-    from lmcli import console
     from lmcli.runs.load import evaluate, load
 
-    config = build(EvaluationConfig, collect(options.config_fields(EvaluationConfig), flags))
-    loaded = load(root, run, checkpoint, device, dtype)
+    config = build(EvaluationConfig, given)
+    loaded = load(root, run, **at)
     result = evaluate(loaded, root, data or loaded.config.data["name"], split, config)
     if as_json:
         console.answer_json(result)

@@ -5,11 +5,15 @@ from typing import Any
 
 import click
 
+from lmcli import console
+from lmcli.artifacts import inventory, layout
 from lmcli.commands import options
+from lmcli.config.units import show_bytes
+from lmcli.errors import DataError
 
 
 @click.command(short_help="List the artifacts.")
-@click.argument("kind", required=False, type=click.Choice(["tokenizers", "datasets", "runs"]))
+@click.argument("kind", required=False, type=click.Choice(list(layout.FOLDERS.values())))
 @options.common
 def command(kind: str | None, root: Path, as_json: bool) -> None:
     """List tokenizers, datasets and runs: id, size, date, state.
@@ -19,11 +23,6 @@ def command(kind: str | None, root: Path, as_json: bool) -> None:
       lmcli ls
       lmcli ls runs --json
     """
-    from lmcli import console
-    from lmcli.artifacts import inventory
-    from lmcli.config.units import show_bytes
-    from lmcli.errors import DataError
-
     records: list[dict[str, Any]] = []
     for artifact in inventory.artifacts(root):
         if kind and artifact.path.parent.name != kind:
@@ -46,17 +45,13 @@ def command(kind: str | None, root: Path, as_json: bool) -> None:
                 "state": state,
             }
         )
-    if as_json:
-        console.answer_json(records)
-        return
-    if not records:
+    if not records and not as_json:
         console.say(f"nothing under {root} yet; start with: lmcli quickstart")
         return
-    rows = [
-        (
-            *(r["kind"], r["name"], (r["id"] or "")[:12], show_bytes(r["bytes"])),
-            *(r["created"] or "", r["state"]),
-        )
-        for r in records
-    ]
-    console.answer(console.table(rows, ("kind", "name", "id", "size", "created", "state")))
+    rows = []
+    for r in records:
+        short = (r["id"] or "")[:12]
+        size = show_bytes(r["bytes"])
+        rows.append((r["kind"], r["name"], short, size, r["created"] or "", r["state"]))
+    table = console.table(rows, ("kind", "name", "id", "size", "created", "state"))
+    console.reply(as_json, records, table)

@@ -1,6 +1,7 @@
 """Flag families that subcommands share; config fields become flags here, and only here."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ from lmcli.artifacts import layout
 from lmcli.config import fields
 
 F = TypeVar("F", bound=Callable[..., Any])
+METAVAR = {int: "N", float: "X", str: "TEXT"}
 
 
 def config_fields(*classes: type) -> dict[str, "dataclasses.Field[Any]"]:
@@ -19,116 +21,114 @@ def config_fields(*classes: type) -> dict[str, "dataclasses.Field[Any]"]:
     return {f.name: f for cls in classes for f in dataclasses.fields(cls)}
 
 
-def config_flags(*classes: type, leave_out: tuple[str, ...] = ()) -> Callable[[F], F]:
-    """A `--flag` for each field; not given means None, so that precedence can be applied."""
+def settings(
+    *classes: type, leave_out: tuple[str, ...] = (), file: bool = False
+) -> Callable[[F], Callable[..., Any]]:
+    """A `--flag` for each field; the command gets `given`, what the user set, by precedence.
 
-    def decorate(function: F) -> F:
-        for name, field in reversed(config_fields(*classes).items()):
-            if name in leave_out:
-                continue
-            text, default = field.metadata["help"], field.default
-            if default is not None and default != "":
-                shown = str(default).lower() if isinstance(default, bool) else f"{default}"
-                text += f"  [default: {shown}]"
-            if field.metadata["choices"]:
-                text += f"  ({', '.join(field.metadata['choices'])})"
-            flag = fields.flag(name)
-            if fields.kind(field) is bool:
-                flag += "/" + fields.flag("no_" + name)
-                function = click.option(flag, name, default=None, help=text)(function)
-            else:
-                kind = fields.kind(field)
-                metavar = {int: "N", float: "X", str: "TEXT"}[kind]
-                function = click.option(flag, name, metavar=metavar, help=text)(function)
-        return function
+    With `file`, a `--config` TOML file may set them too. Fields in `leave_out` have no flag.
+    """
+    known = config_fields(*classes)
+
+    def decorate(function: F) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def command(**values: Any) -> Any:
+            flags = {name: values.pop(name, None) for name in known}
+            given = fields.collect(known, flags, values.pop("config_file", None))
+            return function(given=given, **values)
+
+        for name, field in reversed(known.items()):
+            if name not in leave_out:
+                command = _flag(name, field)(command)
+        return config_file_option(command) if file else command
 
     return decorate
 
 
-def pop_fields(values: dict[str, Any], *classes: type) -> dict[str, Any]:
-    """Takes the flags of some config classes out of a command's keyword arguments."""
-    return {name: values.pop(name) for name in config_fields(*classes) if name in values}
+def _flag(name: str, field: "dataclasses.Field[Any]") -> Callable[[F], F]:
+    """The flag of a field; not given means None, so that precedence can be applied."""
+    text, default, kind = field.metadata["help"], field.default, fields.kind(field)
+    if default is not None and default != "":
+        text += f"  [default: {str(default).lower() if kind is bool else default}]"
+    if field.metadata["choices"]:
+        text += f"  ({', '.join(field.metadata['choices'])})"
+    flag = fields.flag(name)
+    if kind is bool:
+        return click.option(f"{flag}/{fields.flag('no_' + name)}", name, default=None, help=text)
+    return click.option(flag, name, metavar=METAVAR[kind], help=text)
 
 
-def artifacts_option(function: F) -> F:
-    return click.option(
-        "--artifacts",
-        "root",
-        metavar="DIR",
-        callback=lambda ctx, param, value: layout.root(value),
-        help="Artifact directory.  [default: $LMCLI_ARTIFACTS or ./artifacts]",
-    )(function)
-
-
-def json_option(function: F) -> F:
-    return click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")(
-        function
-    )
-
-
-def quiet_option(function: F) -> F:
-    def set_quiet(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-        console.quiet = value
-
-    return click.option(
-        "--quiet",
-        "-q",
-        is_flag=True,
-        expose_value=False,
-        callback=set_quiet,
-        help="Say nothing but answers, warnings and errors.",
-    )(function)
+def _set_quiet(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    console.quiet = value
 
 
 def common(function: F) -> F:
     """`--artifacts`, `--json` and `--quiet`."""
-    return artifacts_option(json_option(quiet_option(function)))
+    for option in (quiet_option, json_option, artifacts_option):
+        function = option(function)
+    return function
 
 
-def config_file_option(function: F) -> F:
-    return click.option(
-        "--config",
-        "config_file",
-        type=click.Path(path_type=Path),
-        help="TOML file of settings; flags and LMCLI_* variables win over it.",
-    )(function)
+artifacts_option = click.option(
+    "--artifacts",
+    "root",
+    metavar="DIR",
+    callback=lambda ctx, param, value: layout.root(value),
+    help="Artifact directory.  [default: $LMCLI_ARTIFACTS or ./artifacts]",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
+quiet_option = click.option(
+    "--quiet",
+    "-q",
+    is_flag=True,
+    expose_value=False,
+    callback=_set_quiet,
+    help="Say nothing but answers, warnings and errors.",
+)
+config_file_option = click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path),
+    help="TOML file of settings; flags and LMCLI_* variables win over it.",
+)
+exclude_option = click.option(
+    "--exclude",
+    multiple=True,
+    metavar="PATTERN",
+    help="Leave out files and folders of this name when walking folders (repeatable).",
+)
+force_option = click.option(
+    "--force", is_flag=True, help="Move an existing artifact of this name to the trash first."
+)
 
 
-def exclude_option(function: F) -> F:
-    return click.option(
-        "--exclude",
-        multiple=True,
-        metavar="PATTERN",
-        help="Leave out files and folders of this name when walking folders (repeatable).",
-    )(function)
+def _check_checkpoint(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    if value not in ("best", "last") and not value.isdigit():
+        raise click.BadParameter(f"{value!r} is not best, last or a step number")
+    return value
 
 
-def force_option(function: F) -> F:
-    return click.option(
-        "--force", is_flag=True, help="Move an existing artifact of this name to the trash first."
-    )(function)
+def checkpoint_options(function: F) -> Callable[..., Any]:
+    """Which checkpoint and what to compute on: `at`, keyword arguments of `runs.load`."""
 
+    @functools.wraps(function)
+    def command(which: str, device: str, dtype: str, **values: Any) -> Any:
+        return function(at={"which": which, "device": device, "dtype": dtype}, **values)
 
-def checkpoint_options(function: F) -> F:
-    """Which checkpoint of a run, and what to compute on."""
     for name, choices, text in (
         ("--dtype", ("auto", "float32", "bfloat16"), "Compute precision."),
         ("--device", ("auto", "cpu", "cuda", "mps"), "Device."),
     ):
-        function = click.option(
-            name, type=click.Choice(choices), default="auto", show_default=True, help=text
-        )(function)
-
-    def check(ctx: click.Context, param: click.Parameter, value: str) -> str:
-        if value not in ("best", "last") and not value.isdigit():
-            raise click.BadParameter(f"{value!r} is not best, last or a step number")
-        return value
-
+        kind = click.Choice(choices)
+        command = click.option(name, type=kind, default="auto", show_default=True, help=text)(
+            command
+        )
     return click.option(
         "--checkpoint",
+        "which",
         metavar="best|last|STEP",
         default="best",
         show_default=True,
-        callback=check,
+        callback=_check_checkpoint,
         help="Checkpoint to load.",
-    )(function)
+    )(command)

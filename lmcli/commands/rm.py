@@ -5,8 +5,10 @@ from pathlib import Path
 
 import click
 
+from lmcli import console
+from lmcli.artifacts import files, inventory, layout, lock, manifest
 from lmcli.commands import options
-from lmcli.errors import RefusedError, UsageError
+from lmcli.errors import DataError, MismatchError, RefusedError, UsageError
 
 
 @click.command(short_help="Move an artifact to the trash; never a parent in use.")
@@ -24,10 +26,6 @@ def command(artifacts: tuple[str, ...], empty_trash: bool, root: Path, as_json: 
       lmcli rm old-run
       lmcli rm --empty-trash
     """
-    from lmcli import console
-    from lmcli.artifacts import files, inventory, layout, lock, manifest
-    from lmcli.errors import DataError, MismatchError
-
     if not artifacts and not empty_trash:
         raise UsageError("name an artifact to remove, or --empty-trash")
     moved = []

@@ -1,19 +1,17 @@
 """lmcli sample"""
 
-import json
-import queue
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from lmcli import console
 from lmcli.commands import options
-from lmcli.config.fields import build, collect
+from lmcli.config.fields import build
 from lmcli.config.generation import GenerationConfig
-from lmcli.errors import DataError, UsageError
+from lmcli.errors import UsageError
 
 if TYPE_CHECKING:
     from lmcli.runs.load import LoadedRun
@@ -22,7 +20,7 @@ if TYPE_CHECKING:
 @click.command(short_help="Generate text from prompts; a filter for pipes.")
 @click.argument("run")
 @click.argument("prompts", nargs=-1)
-@options.config_flags(GenerationConfig)
+@options.settings(GenerationConfig)
 @click.option("--echo", is_flag=True, help="Print the prompt before each completion.")
 @options.checkpoint_options
 @options.common
@@ -30,12 +28,10 @@ def command(
     run: str,
     prompts: tuple[str, ...],
     echo: bool,
-    checkpoint: str,
-    device: str,
-    dtype: str,
+    given: dict[str, Any],
+    at: dict[str, str],
     root: Path,
     as_json: bool,
-    **flags: Any,
 ) -> None:
     """Complete prompts given as arguments, or each line of standard input.
 
@@ -49,52 +45,36 @@ def command(
       echo 'The king said' | lmcli sample base --temperature 0
       lmcli sample base "The quick brown fox" --max-length 50 --num-return-sequences 3 --echo
     """
-    config = build(GenerationConfig, collect(options.config_fields(GenerationConfig), flags))
+    config = build(GenerationConfig, given)
     if config.top_p <= 0:
         raise UsageError("--top-p must be above 0; --temperature 0 is greedy")
     if not prompts and sys.stdin.isatty():
         raise UsageError("no prompt: give one as an argument or lines on standard input")
     from lmcli.runs.load import load
 
-    loaded = load(root, run, checkpoint, device, dtype)
-    if prompts:
-        _write(loaded, config, list(prompts), 0, echo, as_json, lines=False)
-        return
+    loaded = load(root, run, **at)
     record = 0
-    for batch in _arriving(config.batch_size):
-        _write(loaded, config, batch, record, echo, as_json, lines=True)
+    for batch in [list(prompts)] if prompts else _arriving(config.batch_size):
+        _write(loaded, config, batch, record, echo, as_json, lines=not prompts)
         record += len(batch)
 
 
 def _arriving(limit: int) -> Iterator[list[str]]:
     """Lines of standard input in batches of what has arrived, so that a pipe never waits."""
-    arrived: queue.Queue[bytes | None] = queue.Queue(maxsize=4 * limit)
+    from lmcli.text.readers import decode
 
-    def read() -> None:
-        for line in sys.stdin.buffer:
-            arrived.put(line)
-        arrived.put(None)
-
-    threading.Thread(target=read, daemon=True).start()
-    number, ended = 0, False
+    stream: Any = sys.stdin.buffer
+    number, rest, ended = 0, b"", False
     while not ended:
-        batch: list[str] = []
-        while len(batch) < limit:
-            try:
-                line = arrived.get(block=not batch)
-            except queue.Empty:
-                break
-            if line is None:
-                ended = True
-                break
-            number += 1
-            try:
-                batch.append(line.decode().removesuffix("\n").removesuffix("\r"))
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"standard input, line {number}: not UTF-8 at byte {error.start}"
-                ) from None
-        if batch:
+        data = stream.read1(2**16)  # waits for the first byte only
+        *lines, rest = (rest + data).split(b"\n")
+        if ended := not data:
+            lines += [rest] if rest else []
+        for start in range(0, len(lines), limit):
+            batch = []
+            for line in lines[start : start + limit]:
+                number += 1
+                batch.append(decode(line.removesuffix(b"\r"), f"standard input, line {number}"))
             yield batch
 
 
@@ -108,8 +88,6 @@ def _write(
     lines: bool,
 ) -> None:
     """Generates for a batch of prompts and prints in input order, flushed per record."""
-    from lmcli import console
-
     tokenizer, engine = loaded.tokenizer, loaded.engine
     wanted = [i for i, prompt in enumerate(prompts) if prompt or not lines]
     ids = [tokenizer.encode(prompts[i]) for i in wanted]
@@ -129,9 +107,6 @@ def _write(
             if lines:
                 text = text.partition("\n")[0].replace("\r", "")
             text = prompt + text if echo else text
-            if not as_json:
-                console.answer(text)
-                continue
             record: dict[str, Any] = {"prompt": prompt, "completion": text}
             if completion is not None:
                 record |= {
@@ -139,4 +114,4 @@ def _write(
                     "logprob": completion.logprob,
                     "finish_reason": completion.finish_reason,
                 }
-            console.answer(json.dumps(record, ensure_ascii=False))
+            console.reply(as_json, record, text)

@@ -1,11 +1,12 @@
 """lmcli show"""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
+from lmcli import console
+from lmcli.artifacts import files, inventory, layout, manifest
 from lmcli.commands import options
 
 
@@ -20,9 +21,6 @@ def command(artifact: str, root: Path, as_json: bool) -> None:
       lmcli show base
       lmcli show datasets/corpus --json
     """
-    from lmcli import console
-    from lmcli.artifacts import files, inventory, layout, manifest
-
     path = layout.find(root, artifact)
     made = manifest.read(path)
     facts: dict[str, Any] = {
@@ -47,19 +45,17 @@ def command(artifact: str, root: Path, as_json: bool) -> None:
     if as_json:
         console.answer_json(facts)
     else:
-        console.answer("\n".join(f"{key:<18} {value}" for key, value in _lines(facts)))
+        console.answer(console.listing(_lines(facts)))
 
 
 def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     """The facts for people: one short line each."""
-    from lmcli.artifacts.inventory import age
-
     made = facts["made"]
     lines = [
         (facts["kind"], facts["name"]),
         ("id", facts["id"]),
         ("path", facts["path"]),
-        ("created", f"{age(made)} by: {' '.join(made.get('command', []))}"),
+        ("created", f"{inventory.age(made)} by: {' '.join(made.get('command', []))}"),
     ]
     for kind, parent in facts["parents"].items():
         lines.append((kind, f"{parent['name'] or 'not under this root'} ({parent['id'][:12]})"))
@@ -79,18 +75,14 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         best = f" (best {found['best']})" if found["best"] is not None else ""
         lines.append(("checkpoints", steps + best))
     for key in ("evals", "events"):
-        lines += [(key.removesuffix("s"), _text(value)) for value in facts.get(key, [])]
+        lines += [(key.removesuffix("s"), console.plain(value)) for value in facts.get(key, [])]
     config = {k: v for k, v in facts["config"].items() if k != "format"}
     for split, listed in config.pop("sources", {}).items():
         size = sum(source["bytes"] for source in listed)
         lines.append((f"{split} text", f"{len(listed)} file(s), {size:,} bytes"))
     for key, value in config.items():
         if isinstance(value, dict):
-            lines.append((key, "  ".join(f"{k}={_text(v)}" for k, v in value.items())))
+            lines.append((key, "  ".join(f"{k}={console.plain(v)}" for k, v in value.items())))
         else:
-            lines.append((key, _text(value)))
+            lines.append((key, console.plain(value)))
     return lines
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

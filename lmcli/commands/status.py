@@ -1,11 +1,13 @@
 """lmcli status"""
 
-import json
 from pathlib import Path
 
 import click
 
+from lmcli import console
+from lmcli.artifacts import inventory, layout, manifest
 from lmcli.commands import options
+from lmcli.config.fields import suggest
 from lmcli.errors import UsageError
 
 
@@ -21,10 +23,6 @@ def command(run: str, field: str | None, root: Path, as_json: bool) -> None:
       lmcli status base
       lmcli status base --field state
     """
-    from lmcli import console
-    from lmcli.artifacts import inventory, layout, manifest
-    from lmcli.config.fields import suggest
-
     path = layout.find(root, run, "run")
     manifest.read(path, "run")
     status = inventory.status(path)
@@ -33,12 +31,7 @@ def command(run: str, field: str | None, root: Path, as_json: bool) -> None:
             raise UsageError(
                 f"--field {field}: there are {', '.join(status)}" + suggest(field, status)
             )
-        value = status[field]
-        console.answer(value if isinstance(value, str) else json.dumps(value))
-    elif as_json:
-        console.answer_json(status)
+        console.answer(console.plain(status[field]))
     else:
-        shown = {k: v for k, v in status.items() if v not in (None, "")}
-        for key, value in shown.items():
-            text = value if isinstance(value, str) else json.dumps(value)
-            console.answer(f"{key:<18} {text}")
+        shown = {k: console.plain(v) for k, v in status.items() if v not in (None, "")}
+        console.reply(as_json, status, console.listing(shown))

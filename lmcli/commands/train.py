@@ -1,13 +1,14 @@
 """lmcli train"""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import click
 
+from lmcli import console
 from lmcli.artifacts import layout, lock
 from lmcli.commands import options
-from lmcli.config.fields import collect
 from lmcli.config.model import ModelConfig
 from lmcli.config.training import TrainingConfig
 from lmcli.config.units import parse_duration
@@ -18,9 +19,7 @@ from lmcli.signals import StopRequest
 @click.option("--name", metavar="RUN", required=True, help="Name of the run.")
 @click.option("--data", metavar="DATASET", help="Dataset to train on (needed for a new run).")
 @click.option("--preset", "preset_name", metavar="NAME", help="Model shape: nano to gpt2-xl.")
-@options.config_file_option
-@options.config_flags(TrainingConfig)
-@options.config_flags(ModelConfig, leave_out=("vocab_size",))
+@options.settings(TrainingConfig, ModelConfig, leave_out=("vocab_size",), file=True)
 @click.option(
     "--max-time", metavar="TIME", help="Save and stop (exit code 75) before 3h55m, say, are over."
 )
@@ -31,13 +30,12 @@ def command(
     name: str,
     data: str | None,
     preset_name: str | None,
-    config_file: Path | None,
+    given: dict[str, Any],
     max_time: str | None,
     dry_run: bool,
     force: bool,
     root: Path,
     as_json: bool,
-    **flags: Any,
 ) -> None:
     """Train a model on a dataset, or continue a run that was interrupted.
 
@@ -54,20 +52,15 @@ def command(
       lmcli train --name base --steps 8000          # train on
       lmcli train --name base --max-time 3h55m      # in a job of four hours
     """
-    known = options.config_fields(TrainingConfig, ModelConfig)
-    given = collect(known, flags, config_file)
     run = layout.new(root, "run", name)
     for path in (layout.creation_lock(run), run / layout.LOCK):
         lock.check_free(path, f"run {name}")
     # A stop that is asked for while torch is loading counts too.
     with StopRequest(parse_duration(max_time) if max_time else None) as stop:
-        from lmcli import console
         from lmcli.runs import start
 
         status = start.train(root, name, data, preset_name, given, stop, dry_run, force)
     if dry_run or as_json:
-        import json
-
         console.answer(json.dumps(status, indent=2 if dry_run else None))
     else:
         console.say(f"{name}: {status['state']} at step {status['step']}")

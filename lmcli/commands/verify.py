@@ -4,7 +4,10 @@ from pathlib import Path
 
 import click
 
+from lmcli import console
+from lmcli.artifacts import inventory, layout
 from lmcli.commands import options
+from lmcli.config.units import show_bytes
 from lmcli.errors import DataError
 
 
@@ -20,16 +23,10 @@ def command(artifact: str, root: Path, as_json: bool) -> None:
     Example:
       lmcli verify base
     """
-    from lmcli import console
-    from lmcli.artifacts import inventory, layout
-    from lmcli.config.units import show_bytes
-
     path = layout.find(root, artifact)
     problems, n_files, n_bytes = inventory.verify(path)
-    if as_json:
-        console.answer_json({"ok": not problems, "problems": problems, "files": n_files})
-    else:
-        good = f"ok: {n_files} files, {show_bytes(n_bytes)} match their hashes"
-        console.answer("\n".join(problems) or good)
+    good = f"ok: {n_files} files, {show_bytes(n_bytes)} match their hashes"
+    facts = {"ok": not problems, "problems": problems, "files": n_files}
+    console.reply(as_json, facts, "\n".join(problems) or good)
     if problems:
         raise DataError(f"{path}: {len(problems)} problem(s)")

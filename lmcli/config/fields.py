@@ -21,9 +21,6 @@ from lmcli.errors import LmcliError, MissingInputError, UsageError
 
 T = TypeVar("T")
 
-# Environment names that are not config fields.
-RESERVED = ("LMCLI_ARTIFACTS", "LMCLI_TEST_DATA", "LMCLI_CRASH_AT")
-
 
 def option(
     default: Any,
@@ -63,19 +60,7 @@ def convert(field: "dataclasses.Field[Any]", value: Any, where: str) -> Any:
         return None
     want, meta = kind(field), field.metadata
     try:
-        if want is bool:
-            words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
-            value = value if isinstance(value, bool) else words[str(value).lower()]
-        elif want is int:
-            if isinstance(value, bool) or (isinstance(value, float) and value != int(value)):
-                raise ValueError
-            value = units.parse_count(value) if isinstance(value, str) else int(value)
-        elif want is float:
-            if isinstance(value, bool):
-                raise ValueError
-            value = float(value)
-        elif not isinstance(value, str):
-            raise ValueError
+        value = _parse(want, value)
     except LmcliError as error:
         raise UsageError(f"{where}: {error}") from None
     except (KeyError, ValueError, TypeError, OverflowError):
@@ -94,6 +79,19 @@ def convert(field: "dataclasses.Field[Any]", value: Any, where: str) -> Any:
     return value
 
 
+def _parse(want: type, value: Any) -> Any:
+    if want is bool:
+        words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+        return value if isinstance(value, bool) else words[str(value).lower()]
+    if isinstance(value, bool) or (want is str and not isinstance(value, str)):
+        raise TypeError
+    if want is int and isinstance(value, str):
+        return units.parse_count(value)
+    if want is int and value != int(value):
+        raise ValueError
+    return want(value)
+
+
 def suggest(word: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` or nothing."""
     close = difflib.get_close_matches(word, list(known), n=1)
@@ -107,6 +105,12 @@ def build(cls: type[T], values: Mapping[str, Any], where: Callable[[str], str] =
         if key not in known:
             raise UsageError(f"{where(key)} is not a setting{suggest(key, known)}")
     return cls(**{key: convert(known[key], value, where(key)) for key, value in values.items()})
+
+
+def pick(cls: type[T], values: Mapping[str, Any]) -> T:
+    """An instance of one of several config dataclasses that `values` has settings of."""
+    names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    return build(cls, {name: values[name] for name in names if name in values})
 
 
 def collect(
@@ -125,7 +129,7 @@ def collect(
     environ = os.environ if environ is None else environ
     for key, field in fields.items():
         name = "LMCLI_" + key.upper()
-        if name in environ and name not in RESERVED:
+        if name in environ:
             found[key] = convert(field, environ[name], name)
     for key, value in flags.items():
         if value is not None and key in fields:

@@ -75,15 +75,13 @@ class ModelConfig:
             )
         if self.position == "rope" and head_dim % 2:
             raise UsageError(f"--position rope needs an even --head-dim, not {head_dim}")
-        n_encoder = 0
-        if self.arch == "encoder-decoder":
-            n_encoder = self.n_encoder_layers or self.n_layers
+        n_encoder = self.n_encoder_layers or self.n_layers
         return dataclasses.replace(
             self,
             vocab_size=vocab_size or self.vocab_size,
             head_dim=head_dim,
             n_kv_heads=n_kv_heads,
-            n_encoder_layers=n_encoder,
+            n_encoder_layers=n_encoder if self.arch == "encoder-decoder" else 0,
             d_ff=self.d_ff or 4 * self.d_model,
             attention_scale=self.attention_scale or head_dim**-0.5,
             embedding_scale=self.embedding_scale or self.d_model**0.5,

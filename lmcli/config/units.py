@@ -1,6 +1,8 @@
 """Numbers as people write them: `10M` ten million, `3h55m` a duration, `2GiB` bytes."""
 
 import re
+from collections.abc import Mapping
+from decimal import Context, Decimal
 
 from lmcli.errors import UsageError
 
@@ -13,31 +15,26 @@ _NUMBER = re.compile(r"\s*(\d[\d_,]*(?:\.\d+)?(?:e[+-]?\d+)?)\s*([A-Za-z]*)\s*")
 
 def parse_count(text: str) -> int:
     """A whole number: `5000`, `5_000`, `5k`, `10M`, `1.5B`, `1e6`. `10m` is refused."""
-    match = _NUMBER.fullmatch(text)
-    if match is None or match[2] not in _COUNT:
-        hint = ""
-        if match and match[2] == "m":
-            hint = f"; write {match[1]}M for million or {match[1]}min for minutes"
-        raise UsageError(f"{text!r} is not a count such as 5000, 5k or 10M{hint}")
-    return _whole(text, match[1], _COUNT[match[2]])
+    return _whole(text, _COUNT, "count such as 5000, 5k or 10M")
 
 
 def parse_bytes(text: str) -> int:
     """A size in bytes: `100MB` (powers of ten) or `2GiB` (powers of two)."""
-    match = _NUMBER.fullmatch(text)
-    if match is None or match[2] not in _BYTES:
-        raise UsageError(f"{text!r} is not a size such as 512MiB or 2GiB")
-    return _whole(text, match[1], _BYTES[match[2]])
+    return _whole(text, _BYTES, "size such as 512MiB or 2GiB")
 
 
-def _whole(text: str, number: str, unit: int) -> int:
+def _whole(text: str, units: Mapping[str, int], what: str) -> int:
     """number x unit, exactly: in floats 2.3 x 10**6 is not whole and 2**53 + 1 does not exist."""
-    from decimal import Context, Decimal
-
-    given = Decimal(number.replace(",", "").replace("_", ""))
+    match = _NUMBER.fullmatch(text)
+    if match is None or match[2] not in units:
+        hint = ""
+        if match and match[2] == "m" and "M" in units:
+            hint = f"; write {match[1]}M for million or {match[1]}min for minutes"
+        raise UsageError(f"{text!r} is not a {what}{hint}")
+    given = Decimal(match[1].replace(",", "").replace("_", ""))
     if given.adjusted() > 20:
         raise UsageError(f"{text!r} is too large")
-    value = Context(prec=60).multiply(given, Decimal(unit))
+    value = Context(prec=60).multiply(given, Decimal(units[match[2]]))
     if value != int(value):
         raise UsageError(f"{text!r} is not a whole number")
     return int(value)

@@ -6,8 +6,8 @@ its first part to train and its last parts to val and test.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +25,8 @@ from lmcli.text.tokenizer import Tokenizer
 FEWEST_TO_HASH = 20
 BATCH_CHARS = 2**20
 
+Shares = Mapping[str, float]  # of the splits that are dealt, in the order of a cut document
 Dealt = tuple[str, str, bool]  # split, text, ends the document
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """The readers of each split; val and test come out of train where they have no own files."""
-
-    train: Reader
-    val: Reader | None = None
-    test: Reader | None = None
-
-    @property
-    def readers(self) -> list[Reader]:
-        return [r for r in (self.val, self.test, self.train) if r is not None]
 
 
 def document_hash(text: str) -> int:
@@ -46,34 +34,25 @@ def document_hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def _split_of(text: str, val: float, test: float) -> str:
+def _split_of(text: str, shares: Shares) -> str:
     place = document_hash(text) / 2**64
-    return "test" if place < test else "val" if place < test + val else "train"
+    test = shares.get("test", 0.0)
+    return "test" if place < test else "val" if place < test + shares.get("val", 0.0) else "train"
 
 
-def _first_pieces(pieces: Iterable[Piece]) -> Iterator[tuple[Piece, bool]]:
-    """Each piece with whether it starts a document."""
-    starts = True
-    for piece in pieces:
-        yield piece, starts
-        starts = piece.ends_document
-
-
-def choose_rule(
-    pieces: Iterable[Piece], split_by: str, val: float, test: float
-) -> tuple[str, list[int]]:
+def choose_rule(pieces: Iterable[Piece], split_by: str, shares: Shares) -> tuple[str, list[int]]:
     """`hash`, or `position` with each document's length in characters.
 
     Reads until every split has a document and there are 20, so a large corpus is hardly touched.
     """
-    if split_by == "hash" or val + test == 0:
+    if split_by == "hash" or len(shares) == 1:
         return "hash", []
-    missing = {s for s, share in (("train", 1.0), ("val", val), ("test", test)) if share}
+    missing = set(shares)
     lengths: list[int] = []
-    for piece, starts in _first_pieces(pieces):
-        if starts:
+    for piece in pieces:
+        if piece.starts_document:
             lengths.append(0)
-            missing.discard(_split_of(piece.text, val, test))
+            missing.discard(_split_of(piece.text, shares))
             if split_by == "auto" and not missing and len(lengths) > FEWEST_TO_HASH:
                 return "hash", []
         lengths[-1] += len(piece.text)
@@ -82,29 +61,21 @@ def choose_rule(
     return "position", lengths
 
 
-def _by_hash(pieces: Iterable[Piece], val: float, test: float) -> Iterator[Dealt]:
-    split = "train"
-    for piece, starts in _first_pieces(pieces):
-        if starts:
-            split = _split_of(piece.text, val, test)
+def _by_hash(pieces: Iterable[Piece], shares: Shares) -> Iterator[Dealt]:
+    for piece in pieces:
+        if piece.starts_document:
+            split = _split_of(piece.text, shares)
         yield split, piece.text, piece.ends_document
 
 
-def _by_position(
-    pieces: Iterable[Piece], lengths: list[int], val: float, test: float
-) -> Iterator[Dealt]:
+def _by_position(pieces: Iterable[Piece], lengths: list[int], shares: Shares) -> Iterator[Dealt]:
     """Cuts each document at the first line end after its train share, then after its val share."""
-    shares = [("train", 1 - val - test), ("val", val), ("test", test)]
-    document, part, place, start = -1, 0, 0, True
-    splits = [name for name, share in shares if share > 0]
-    ends: list[float] = []
+    splits = list(shares)
+    document = -1
     for piece in pieces:
-        if start:
+        if piece.starts_document:
             document, part, place = document + 1, 0, 0
-            total, ends = 0.0, []
-            for _, share in (s for s in shares if s[1] > 0):
-                total += share
-                ends.append(total * lengths[document])
+            ends = [total * lengths[document] for total in accumulate(shares.values())]
         text = piece.text
         while text:
             cut = -1
@@ -117,42 +88,39 @@ def _by_position(
         if text or piece.ends_document:
             yield splits[part], text, piece.ends_document
         place += len(text)
-        start = piece.ends_document
-
-
-def _whole(pieces: Iterable[Piece], split: str) -> Iterator[Dealt]:
-    for piece in pieces:
-        yield split, piece.text, piece.ends_document
 
 
 class _Builder:
     """Encodes dealt text in batches and counts what went where."""
 
-    def __init__(self, folder: Path, tokenizer: Tokenizer, splits: list[str]) -> None:
-        self._tokenizer = tokenizer
+    def __init__(
+        self, folder: Path, tokenizer: Tokenizer, splits: list[str], progress: console.Progress
+    ) -> None:
+        self._tokenizer, self._progress = tokenizer, progress
         self._writers = {
             s: StoreWriter(folder, s, tokenizer.vocab_size, tokenizer.eos_id) for s in splits
         }
         self.counts = {s: {"documents": 0, "tokens": 0, "bytes": 0, "words": 0} for s in splits}
-        self._held: list[tuple[str, str, bool]] = []
-        self._size = 0
 
-    def add(self, split: str, text: str, ends_document: bool) -> None:
-        self._held.append((split, text, ends_document))
-        self._size += len(text)
-        if self._size >= BATCH_CHARS:
-            self.flush()
+    def run(self, dealt: Iterable[Dealt]) -> None:
+        held: list[Dealt] = []
+        size = 0
+        for part in self._progress.over(dealt, lambda part: len(part[1].encode())):
+            held.append(part)
+            size += len(part[1])
+            if size >= BATCH_CHARS:
+                self._encode(held)
+                held, size = [], 0
+        self._encode(held)
 
-    def flush(self) -> None:
-        encoded = self._tokenizer.encode_batch([text for _, text, _ in self._held])
-        for (split, text, ends_document), ids in zip(self._held, encoded, strict=True):
+    def _encode(self, held: list[Dealt]) -> None:
+        encoded = self._tokenizer.encode_batch([text for _, text, _ in held])
+        for (split, text, ends_document), ids in zip(held, encoded, strict=True):
             self._writers[split].add(ids, ends_document)
             self.counts[split]["bytes"] += len(text.encode())
             self.counts[split]["words"] += len(text.split())
-        self._held, self._size = [], 0
 
     def close(self) -> None:
-        self.flush()
         for split, writer in self._writers.items():
             writer.close()
             self.counts[split] |= {"documents": writer.documents, "tokens": writer.tokens}
@@ -160,63 +128,56 @@ class _Builder:
 
 def build(
     path: Path,
-    corpus: Corpus,
+    readers: Mapping[str, Reader],
     tokenizer_path: Path,
     config: SplitConfig,
     recorded: dict[str, Any],
 ) -> Manifest:
     """Writes the dataset `path`; the caller holds its lock. `recorded` goes into the manifest.
 
-    Raises DataError for an empty split or a document that stands in two splits.
+    `readers` has one for train, and for val and test where they do not come out of train. Raises
+    DataError for an empty split or a document that stands in two splits.
     """
     tokenizer = Tokenizer.load(tokenizer_path / layout.TOKENIZER)
     tokenizer_id = manifest.read(tokenizer_path, "tokenizer", hashes=True).id
-    val = 0.0 if corpus.val else config.val_fraction
-    test = 0.0 if corpus.test else config.test_fraction
-    splits = ["train"]
-    splits += ["val"] if corpus.val or val else []
-    splits += ["test"] if corpus.test or test else []
+    val = 0.0 if "val" in readers else config.val_fraction
+    test = 0.0 if "test" in readers else config.test_fraction
+    dealt = {"train": 1 - val - test, "val": val, "test": test}
+    shares = {split: share for split, share in dealt.items() if share}
+    splits = [s for s in layout.SPLITS if s in readers or s in shares]
+    total = sum(reader.size for reader in readers.values())
     with (
         files.staged_directory(path) as folder,
-        console.Progress("encoding", sum(r.size for r in corpus.readers), "bytes") as progress,
+        console.Progress("encoding", total, "bytes") as progress,
     ):
-        builder = _Builder(folder, tokenizer, splits)
+        builder = _Builder(folder, tokenizer, splits, progress)
         held_out: dict[int, str] = {}
-        done = 0
-
-        def run(dealt: Iterator[Dealt]) -> None:
-            nonlocal done
-            for split, text, ends_document in dealt:
-                builder.add(split, text, ends_document)
-                done += len(text.encode())
-                progress.update(done)
-
-        for split, reader in (("val", corpus.val), ("test", corpus.test)):
-            if reader is not None:
-                run(_whole(_checked(reader.pieces(), _remember(held_out, split)), split))
-
-        def train_pieces() -> Iterator[Piece]:
-            # Before dealing: a part that position cut out no longer looks like its document.
-            return _checked(corpus.train.pieces(), _not_held_out(held_out, corpus.train))
-
-        rule, lengths = choose_rule(train_pieces(), config.split_by, val, test)
-        if rule == "position":
+        for split in ("val", "test"):
+            if split in readers:
+                pieces = _apart(readers[split], split, held_out)
+                builder.run((split, p.text, p.ends_document) for p in pieces)
+        # Apart before dealing: what position cut out no longer looks like its document.
+        rule, lengths = choose_rule(
+            _apart(readers["train"], "train", held_out), config.split_by, shares
+        )
+        train = _apart(readers["train"], "train", held_out)
+        if rule == "hash":
+            builder.run(_by_hash(train, shares))
+        else:
             if config.split_by == "auto":
                 few = "1 document is" if len(lengths) == 1 else f"{len(lengths)} documents are"
                 progress.say(
                     f"{few} too few to split by hash: each is cut by position, "
                     "at a line end, into train, val and test"
                 )
-            run(_by_position(train_pieces(), lengths, val, test))
-        else:
-            run(_by_hash(train_pieces(), val, test))
+            builder.run(_by_position(train, lengths, shares))
         builder.close()
         for split, counts in builder.counts.items():
             if not counts["documents"]:
                 raise DataError(_empty(split, rule))
         data = (tokenizer_path / layout.TOKENIZER).read_bytes()
         files.write_file(folder / layout.TOKENIZER, data)
-        skipped = sum(r.skipped for r in corpus.readers)
+        skipped = sum(reader.skipped for reader in readers.values())
         made = {
             **recorded,
             "vocab_size": tokenizer.vocab_size,
@@ -249,41 +210,29 @@ def _empty(split: str, rule: str) -> str:
     )
 
 
-def _checked(pieces: Iterable[Piece], keeps: Callable[[str, str], bool]) -> Iterator[Piece]:
-    """The pieces of the documents that `keeps` accepts by their first piece and its place."""
-    keep = True
-    for piece, starts in _first_pieces(pieces):
-        if starts:
-            keep = keeps(piece.text, piece.where)
-        if keep:
+def _apart(reader: Reader, split: str, held_out: dict[int, str]) -> Iterator[Piece]:
+    """The reader's pieces without the documents that another split holds.
+
+    Those of val and test are noted in `held_out`; one in both is an error, one in train too unless
+    `--on-error skip` leaves it out there.
+    """
+    other = split
+    for piece in reader.pieces():
+        if piece.starts_document and (held_out or split != "train"):
+            key = document_hash(piece.text)
+            other = held_out.get(key, split)
+            if split != "train":
+                if other != split:
+                    raise DataError(
+                        f"{piece.where}: this document stands in val and in test; leave one out"
+                    )
+                held_out[key] = split
+            elif other != split:
+                if reader.config.on_error != "skip":
+                    raise DataError(
+                        f"{piece.where}: this document stands in train and in {other}; remove it, "
+                        "or use --on-error skip to leave it out of train"
+                    )
+                reader.skipped += 1
+        if other == split:
             yield piece
-
-
-def _remember(held_out: dict[int, str], split: str) -> Callable[[str, str], bool]:
-    """Notes each val or test document; the same one in the other split is an error."""
-
-    def check(text: str, where: str) -> bool:
-        key = document_hash(text)
-        if held_out.setdefault(key, split) != split:
-            raise DataError(f"{where}: this document stands in val and in test; leave one out")
-        return True
-
-    return check
-
-
-def _not_held_out(held_out: dict[int, str], reader: Reader) -> Callable[[str, str], bool]:
-    """Refuses (or with `--on-error skip` drops) a train document that val or test holds."""
-
-    def check(text: str, where: str) -> bool:
-        if not held_out or document_hash(text) not in held_out:
-            return True
-        split = held_out[document_hash(text)]
-        if reader.config.on_error != "skip":
-            raise DataError(
-                f"{where}: this document stands in train and in {split}; remove it, or use "
-                "--on-error skip to leave it out of train"
-            )
-        reader.skipped += 1
-        return False
-
-    return check

@@ -117,3 +117,18 @@ class Dataset:
         if "train" not in splits:
             raise DataError(f"{path}: no train split; rebuild the dataset")
         return cls(path, found, splits)
+
+
+def format_problems(path: Path) -> list[str]:
+    """What is wrong with a dataset although its hashes hold: a writer's bug, not a disk's."""
+    problems = []
+    try:
+        dataset = Dataset.open(path)
+    except DataError as error:
+        return [str(error)]
+    for store in dataset.splits.values():
+        try:
+            store.check_ids(dataset.manifest.config.get("eos_id"))
+        except DataError as error:
+            problems.append(str(error))
+    return problems

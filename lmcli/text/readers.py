@@ -4,18 +4,20 @@ A document arrives as one or more pieces. Bytes are UTF-8, strictly, and reach t
 are: no newline translation, no normalisation. Formats: plain text and JSONL, both also gzipped.
 """
 
-import codecs
 import fnmatch
 import glob
 import gzip
+import itertools
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from lmcli import console
 from lmcli.artifacts.files import sha256_file
 from lmcli.config.data import ReadConfig
 from lmcli.errors import DataError, MissingInputError, StorageError
@@ -27,14 +29,21 @@ SUFFIXES = (*JSONL, *TEXT.split())
 PIECE_BYTES = 2**18
 READ_BYTES = 2**18
 
+Line = tuple[int, int, bytes]  # number, byte offset, content
+
 
 @dataclass(frozen=True)
 class Piece:
     """Text of one document; most documents are one piece, huge files several."""
 
     text: str
-    ends_document: bool
     where: str
+    starts_document: bool = True
+    ends_document: bool = True
+
+    @property
+    def size(self) -> int:
+        return len(self.text.encode())
 
 
 def _plain_suffix(path: Path) -> str:
@@ -49,12 +58,7 @@ def find_files(inputs: Sequence[str], exclude: Sequence[str] = ()) -> list[Path]
     pattern in `exclude` left out; a file named explicitly is read whatever its suffix. Raises
     MissingInputError or DataError naming the input.
     """
-    found: dict[str, Path] = {}  # by real path: one file under two names is read once
-
-    def add(*paths: Path) -> None:
-        for path in paths:
-            found.setdefault(os.path.realpath(path), path)
-
+    paths: list[Path] = []
     for name in inputs:
         path = Path(name)
         if path.is_dir():
@@ -64,16 +68,19 @@ def find_files(inputs: Sequence[str], exclude: Sequence[str] = ()) -> list[Path]
                     f"{name}: no text in this folder; files ending in {' '.join(SUFFIXES)} count, "
                     "also gzipped; name other files one by one or with a glob"
                 )
-            add(*inside)
+            paths += inside
         elif path.is_file():
-            add(path)
+            paths.append(path)
         elif path.exists():
             raise DataError(f"{name}: a pipe or device is read only once; save it to a file first")
         else:
             matches = sorted(p for p in glob.glob(name, recursive=True) if os.path.isfile(p))
             if not matches:
                 raise MissingInputError(f"{name}: no such file or folder")
-            add(*map(Path, matches))
+            paths += map(Path, matches)
+    found: dict[str, Path] = {}  # by real path: one file under two names is read once
+    for path in paths:
+        found.setdefault(os.path.realpath(path), path)
     return list(found.values())
 
 
@@ -114,6 +121,10 @@ class Reader:
         """Size on disk, for progress."""
         return sum(p.stat().st_size for p in self.paths)
 
+    def warn_of_skipped(self) -> None:
+        if self.skipped:
+            console.warn(f"{self.skipped} documents could not be read and were left out")
+
     def pieces(self) -> Iterator[Piece]:
         """Every piece of every document; DataError when there is not a single one."""
         self.skipped = 0
@@ -128,13 +139,29 @@ class Reader:
             raise DataError(f"{names}: no text to read ({reason})")
 
     def _file(self, path: Path) -> Iterator[Piece]:
-        if _plain_suffix(path) in JSONL:
-            return self._records(path, self._parse_json)
-        if self.config.document == "line":
-            return self._records(path, lambda line, where: _decode(line, where))
-        if self.config.document == "block":
-            return self._blocks(path)
-        return self._whole(path)
+        """A file's documents: records, lines, blocks or the whole; blank lines are none."""
+        is_json = _plain_suffix(path) in JSONL
+        if not is_json and self.config.document == "file":
+            yield from self._whole(path)
+            return
+        blocks = not is_json and self.config.document == "block"
+        lines = self._lines(path)
+        for number, offset, data in _blocks(lines) if blocks else lines:
+            if not data.strip():
+                continue
+            where = f"{path}:{number}"
+            try:
+                if is_json:
+                    text = self._parse_json(data, where)
+                elif blocks:
+                    text = decode(data, str(path), offset)
+                else:
+                    text = decode(data.removesuffix(b"\n"), where)
+            except DataError as error:
+                self._skip(error)
+                continue
+            if text:
+                yield Piece(text, where)
 
     def _skip(self, error: DataError) -> None:
         """Counts a document that cannot be read, or passes its error on."""
@@ -142,24 +169,9 @@ class Reader:
             raise DataError(f"{error}; mend it or use --on-error skip")
         self.skipped += 1
 
-    def _records(self, path: Path, parse: Callable[[bytes, str], str]) -> Iterator[Piece]:
-        """One document per line; blank lines are none."""
-        for number, _, line in self._lines(path):
-            line = line.removesuffix(b"\n")
-            if not line.strip():
-                continue
-            where = f"{path}:{number}"
-            try:
-                text = parse(line, where)
-            except DataError as error:
-                self._skip(error)
-                continue
-            if text:
-                yield Piece(text, True, where)
-
     def _parse_json(self, line: bytes, where: str) -> str:
         try:
-            record = json.loads(_decode(line, where))
+            record = json.loads(decode(line, where))
         except (ValueError, RecursionError) as error:
             raise DataError(f"{where}: not valid JSON ({error})") from None
         key = self.config.text_key
@@ -177,40 +189,15 @@ class Reader:
             raise DataError(f"{where}: field {key!r} holds half a surrogate pair") from None
         return text
 
-    def _blocks(self, path: Path) -> Iterator[Piece]:
-        """One document per run of lines between blank ones."""
-        block: list[bytes] = []
-        start = offset = 1
-        for number, begin, line in self._lines(path, end=True):
-            if line.strip():
-                if not block:
-                    start, offset = number, begin
-                block.append(line)
-                continue
-            if block:
-                where = f"{path}:{start}"
-                try:
-                    text = _decode(b"".join(block).rstrip(b"\r\n"), str(path), offset)
-                    yield Piece(text, True, where)
-                except DataError as error:
-                    self._skip(error)
-                block = []
-
-    def _lines(self, path: Path, end: bool = False) -> Iterator[tuple[int, int, bytes]]:
-        """(line number, byte offset, line) of a file; `end` adds a blank line after the last."""
+    def _lines(self, path: Path) -> Iterator[Line]:
         number = offset = 0
         try:
-            with _open(path) as file:
-                for line in file:
-                    number += 1
+            with _open(path, lambda: f"line {number}") as file:
+                for number, line in enumerate(file, 1):
                     yield number, offset, line
                     offset += len(line)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            self._skip(DataError(f"{path}: broken gzip after line {number} ({error})"))
-        except OSError as error:
-            raise StorageError(f"{path}: {error.strerror or error}") from None
-        if end:
-            yield number + 1, offset, b""
+        except DataError as error:
+            self._skip(error)
 
     def _whole(self, path: Path) -> Iterator[Piece]:
         """The file as one document; a huge one is validated first when bad files are skipped."""
@@ -223,63 +210,61 @@ class Reader:
             self._skip(error)
 
     def _chunks(self, path: Path) -> Iterator[Piece]:
-        decoder = codecs.getincrementaldecoder("utf-8")()
-        held, size, offset, searched = "", 0, 0, 1
-        try:
-            with _open(path) as file:
-                while data := file.read(READ_BYTES):
-                    pending = len(decoder.getstate()[0])
-                    held += _feed(decoder, data, path, offset - pending, False)
-                    offset += len(data)
-                    size += len(data)
-                    if size >= PIECE_BYTES:
-                        cut = _safe_cut(held, searched)
-                        searched = len(held)
-                        if cut:
-                            yield Piece(held[:cut], False, str(path))
-                            held, size, searched = held[cut:], 0, 1
-                pending = len(decoder.getstate()[0])
-                held += _feed(decoder, b"", path, offset - pending, True)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise DataError(f"{path}: broken gzip after {offset} bytes of text ({error})") from None
-        except OSError as error:
-            raise StorageError(f"{path}: {error.strerror or error}") from None
+        held, offset, size, searched = bytearray(), 0, 0, 1  # offset: of `held` in the file
+        with _open(path, lambda: f"{offset + len(held)} bytes of text") as file:
+            while data := file.read(READ_BYTES):
+                held += data
+                size += len(data)
+                if size >= PIECE_BYTES:
+                    cut = _safe_cut(held, searched)
+                    searched = len(held)
+                    if cut:
+                        text = decode(held[:cut], str(path), offset)
+                        yield Piece(text, str(path), offset == 0, False)
+                        del held[:cut]
+                        offset, size, searched = offset + cut, 0, 1
         if held:
-            yield Piece(held, True, str(path))
+            yield Piece(decode(held, str(path), offset), str(path), offset == 0)
 
 
-def _open(path: Path) -> IO[bytes]:
+@contextmanager
+def _open(path: Path, place: Callable[[], str]) -> Iterator[IO[bytes]]:
+    """The bytes of a file, unpacked; errors name it, and `place` says how far it was read."""
+    unpack: Callable[[Path, str], Any] = gzip.open if path.name.lower().endswith(".gz") else open
     try:
-        if path.name.lower().endswith(".gz"):
-            return gzip.open(path, "rb")  # type: ignore[return-value]
-        return open(path, "rb")
+        with unpack(path, "rb") as file:
+            yield file
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path}: broken gzip after {place()} ({error})") from None
     except OSError as error:
         raise StorageError(f"{path}: {error.strerror or error}") from None
 
 
-def _decode(data: bytes, where: str, offset: int = 0) -> str:
+def _blocks(lines: Iterable[Line]) -> Iterator[Line]:
+    """Runs of lines between blank ones, each under its first line's number and offset."""
+    for has_text, run in itertools.groupby(lines, lambda line: bool(line[2].strip())):
+        if has_text:
+            numbers, offsets, data = zip(*run, strict=True)
+            yield numbers[0], offsets[0], b"".join(data).rstrip(b"\r\n")
+
+
+def decode(data: bytes | bytearray, where: str, offset: int = 0) -> str:
+    """Strict UTF-8, or a DataError naming the byte; `offset` is the place of `data`."""
     try:
         return data.decode()
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: not UTF-8 at byte {offset + error.start}") from None
 
 
-def _feed(
-    decoder: codecs.IncrementalDecoder, data: bytes, path: Path, offset: int, final: bool
-) -> str:
-    try:
-        return decoder.decode(data, final)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 at byte {offset + error.start}") from None
-
-
-def _safe_cut(text: str, start: int = 1) -> int:
+def _safe_cut(data: bytearray, start: int) -> int:
     """The last place from `start` on where white space follows something else, or 0.
 
     No pre-token of GPT-2's pattern spans such a place, so encoding the parts gives the ids of the
     whole.
     """
-    for i in range(len(text) - 1, start - 1, -1):
-        if text[i] in " \n\t" and not text[i - 1].isspace():
-            return i
+    for i in range(len(data) - 1, start - 1, -1):
+        if data[i] in b" \n\t":
+            before = data[max(0, i - 4) : i].decode("utf-8", "ignore")
+            if not before[-1:].isspace():
+                return i
     return 0

@@ -7,11 +7,17 @@ a special token encodes as text; only lmcli itself writes special ids.
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from lmcli import console
+from lmcli.artifacts import files, layout, manifest
+from lmcli.artifacts.manifest import Manifest
+from lmcli.config.data import TokenizerConfig
 from lmcli.errors import DataError, MissingInputError, UsageError
+from lmcli.text.readers import Reader
 
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<sep>")
 SMALLEST = len(SPECIAL) + 256
@@ -32,13 +38,10 @@ class Tokenizer:
     def __init__(self, inner: HFTokenizer) -> None:
         self._inner = inner
         inner.encode_special_tokens = True
-        self.pad_id, self.bos_id, self.eos_id, self.sep_id = map(self._special, SPECIAL)
-
-    def _special(self, token: str) -> int:
-        id_ = self._inner.token_to_id(token)
-        if id_ is None:
-            raise DataError(f"the tokenizer has no {token} token")
-        return int(id_)
+        ids: list[Any] = [inner.token_to_id(token) for token in SPECIAL]
+        if None in ids:
+            raise DataError(f"the tokenizer has no {SPECIAL[ids.index(None)]} token")
+        self.pad_id, self.bos_id, self.eos_id, self.sep_id = ids
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
@@ -125,3 +128,17 @@ class Tokenizer:
     def newline_ids(self) -> frozenset[int]:
         """Tokens whose bytes hold a line feed."""
         return frozenset(i for i, b in enumerate(self._bytes_of) if b"\n" in b)
+
+
+def build(
+    path: Path, reader: Reader, config: TokenizerConfig, recorded: dict[str, Any]
+) -> Manifest:
+    """Trains the tokenizer `path`; the caller holds its lock. `recorded` goes into the manifest."""
+    with console.Progress("reading", reader.size, "bytes") as progress:
+        pieces = progress.over(reader.pieces(), lambda piece: piece.size)
+        tokenizer = Tokenizer.train((piece.text for piece in pieces), config.vocab_size)
+    reader.warn_of_skipped()
+    made = {**recorded, "reached_vocab_size": tokenizer.vocab_size, "skipped": reader.skipped}
+    with files.staged_directory(path) as folder:
+        files.write_file(folder / layout.TOKENIZER, tokenizer.to_bytes())
+        return manifest.write(folder, "tokenizer", path.name, config=made)

@@ -1,0 +1,73 @@
+"""What the commands that make an artifact out of text share: their flags and their course."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmcli import console
+from lmcli.artifacts.again import creating, finished
+from lmcli.artifacts.manifest import Manifest
+from lmcli.commands import options
+
+if TYPE_CHECKING:
+    from lmcli.text.readers import Reader
+
+
+@dataclass(frozen=True)
+class Creation:
+    """The shared flags of one such command."""
+
+    given: dict[str, Any]
+    exclude: tuple[str, ...]
+    force: bool
+    root: Path
+    as_json: bool
+
+    def make(
+        self,
+        kind: str,
+        path: Path,
+        config: Mapping[str, Any],
+        readers: Mapping[str, "Reader"],
+        build: Callable[[dict[str, Any]], Manifest],
+        parents: Mapping[str, str] | None = None,
+    ) -> Manifest:
+        """`build(recorded)` unless `path` was made from the same config, text and parents."""
+        from lmcli.text.readers import fingerprint
+
+        with creating(path, self.root, kind, self.force):
+            sources = {split: fingerprint(reader.paths) for split, reader in readers.items()}
+            recorded = {**config, "sources": sources}
+            made = finished(path, kind, recorded, dict(parents or {}))
+            if made:
+                console.say(f"{kind} {path.name} is there already, made from the same text")
+            else:
+                made = build(recorded)
+        if self.as_json:
+            console.answer_json(summary(path.name, made))
+        return made
+
+
+def creation_flags(*classes: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The flags behind a Creation, which the command gets as `creation`."""
+    own = [field.name for field in dataclasses.fields(Creation)]
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def command(**values: Any) -> Any:
+            creation = Creation(**{name: values.pop(name) for name in own})
+            return function(creation=creation, **values)
+
+        command = options.exclude_option(options.force_option(options.common(command)))
+        return options.settings(*classes, file=True)(command)
+
+    return decorate
+
+
+def summary(name: str, made: Manifest) -> dict[str, Any]:
+    """An artifact as JSON for people: what it was made with, without the list of its sources."""
+    config = {key: value for key, value in made.config.items() if key != "sources"}
+    return {"name": name, "id": made.id, **config}
