@@ -314,6 +314,9 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         return []
     whole, _, _ = path.read_bytes().rpartition(b"\n")
     try:
-        return [json.loads(line) for line in whole.splitlines()]
-    except ValueError as error:
+        records = [json.loads(line) for line in whole.split(b"\n") if line]
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON lines ({error})") from None
+    if not all(isinstance(record, dict) for record in records):
+        raise DataError(f"{path}: a line is not a JSON object")
+    return records

@@ -175,6 +175,18 @@ def _living_problems(run: Path) -> list[str]:
     return problems
 
 
+def event_problems(run: Path) -> list[str]:
+    """Whether the decisions of a run are still those that its status recorded."""
+    try:
+        status = files.read_sealed(run / layout.STATUS) if (run / layout.STATUS).exists() else {}
+    except LmcliError:
+        return []  # the next status replaces it; `lmcli verify` names it
+    entry = status.get("logs", {}).get(layout.EVENTS)
+    if entry is None:
+        return []
+    return _start_problems(run / layout.EVENTS, layout.STATUS, entry["bytes"], entry["sha256"])
+
+
 def _eval_problems(run: Path) -> list[str]:
     """An eval is sealed, bears the name its content gives, and belongs to this run."""
     problems = []
@@ -182,7 +194,7 @@ def _eval_problems(run: Path) -> list[str]:
         try:
             value = files.read_sealed(path)
             data, step = value["dataset"], value["checkpoint"]["step"]
-            if layout.eval_name(data["name"], data["split"], step) != path.name:
+            if layout.eval_name(data["name"], data["split"], step, value["settings"]) != path.name:
                 problems.append(f"{path}: its content belongs under another name")
             elif value["run_id"] != manifest.read(run).id:
                 problems.append(f"{path}: it is of another run")
