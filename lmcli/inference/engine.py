@@ -151,6 +151,30 @@ class Engine:
         return self.model.embed.weight.dtype
 
     @torch.inference_mode()
+    def next_logprobs(self, ids: Sequence[int]) -> np.ndarray:
+        """log P(next token | `<eos>` and ids): float64 [V], without temperature or constraints."""
+        self.model.eval()
+        hidden = self.model(torch.tensor([self.fit_prompt(ids)], device=self.device))
+        logits = self.model.logits(hidden[0, -1]).double()
+        return logits.log_softmax(-1).cpu().numpy()
+
+    @torch.inference_mode()
+    def attention(self, ids: Sequence[int]) -> np.ndarray:
+        """Self-attention weights [L, H, T + 1, T + 1] of `<eos>` and T ids; each row sums to 1."""
+        self.model.eval()
+        inputs = torch.tensor([[self.eos_id, *ids]], device=self.device)
+        seen: list[Tensor] = []
+        layers = [block.attn for block in self.model.decoder.blocks]
+        try:
+            for layer in layers:
+                layer.watch = seen.append  # type: ignore[union-attr]
+            self.model(inputs)
+        finally:
+            for layer in layers:
+                layer.watch = None  # type: ignore[union-attr]
+        return torch.cat(seen).double().cpu().numpy()
+
+    @torch.inference_mode()
     def score(self, input_ids: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """Nats of each target: two [B, T] int64 arrays -> float32 [B, T]."""
         self.model.eval()

@@ -10,6 +10,7 @@ from lmcli.artifacts import files, layout, lock, manifest
 from lmcli.config.evaluation import EvaluationConfig
 from lmcli.dataset.store import Dataset
 from lmcli.errors import LmcliError, MismatchError, UsageError
+from lmcli.evaluation.attention import WordAttention, word_attention
 from lmcli.evaluation.evaluate import SplitScorer
 from lmcli.inference.engine import Engine
 from lmcli.metrics import perplexity
@@ -98,6 +99,12 @@ def evaluate(
         "settings": dataclasses.asdict(config) | {"dtype": loaded.machine.dtype},
         "scores": [dataclasses.asdict(s) for s in scores],
     }
+
+
+def look_inside(loaded: LoadedRun, text: str) -> WordAttention:
+    """What each word of a text looked at."""
+    with loaded.machine.autocast():
+        return word_attention(loaded.engine, loaded.tokenizer, text)
 
 
 def keep(loaded: LoadedRun, result: dict[str, Any]) -> None:
