@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from lmcli import __version__
+import lmcli
 from lmcli.errors import LmcliError, out_of_memory
 
 # name -> (module under lmcli.commands, help line); the order is the order of a first project.
@@ -22,6 +22,7 @@ COMMANDS = {
     "train": ("train", "Train a model; the same command again resumes it."),
     "sample": ("sample", "Generate text from prompts; a filter for pipes."),
     "eval": ("eval", "Perplexity and bits per byte of a run on a dataset."),
+    "report": ("report", "Compare runs: table, Markdown, CSV, JSON or one HTML page."),
     "inspect": ("inspect", "Look inside: next words, attention, parameters."),
     "ls": ("ls", "List the artifacts."),
     "show": ("show", "One artifact: what it is, what it came from."),
@@ -59,6 +60,7 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        lmcli.invocation = ["lmcli", *args[1]]
         try:
             return super().make_context(*args, **extra)  # prints --help and --version
         except BrokenPipeError:
@@ -80,7 +82,7 @@ class LazyGroup(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Start with: lmcli quickstart",
 )
-@click.version_option(__version__, prog_name="lmcli")
+@click.version_option(lmcli.__version__, prog_name="lmcli")
 def cli() -> None:
     """From raw text to a trained, sampled and measured language model."""
 

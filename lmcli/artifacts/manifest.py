@@ -8,7 +8,6 @@ someone who rewrites the manifest too.
 
 import platform
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -40,7 +39,7 @@ class Manifest:
 def describe_machine() -> dict[str, Any]:
     """When, where and by which command: recorded beside the id, never part of it."""
     return {
-        "command": ["lmcli", *sys.argv[1:]],
+        "command": list(lmcli.invocation),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "host": socket.gethostname(),
         "lmcli": lmcli.__version__,
