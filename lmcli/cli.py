@@ -3,8 +3,10 @@
 Nothing here, and nothing a `--help` needs, imports torch, numpy or rich.
 """
 
+import io
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import click
 
 import lmcli
+from lmcli import console
 from lmcli.errors import LmcliError, out_of_memory
 
 # name -> (module under lmcli.commands, help line); the order is the order of a first project.
@@ -89,6 +92,8 @@ def cli() -> None:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit code; the one place where errors end."""
+    _open_streams()
+    console.quiet = console.verbose = False
     try:
         result = cli.main(args=args, prog_name="lmcli", standalone_mode=False)
         sys.stdout.flush()
@@ -119,7 +124,18 @@ def main(args: Sequence[str] | None = None) -> int:
         return _fail("out of memory; lower --micro-batch-size or the model's size", 71)
 
 
+def _open_streams() -> None:
+    """Streams that were closed (`2>&-`) lead to /dev/null; answers are UTF-8 in any locale."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
 def _fail(message: str, code: int) -> int:
+    if console.verbose:
+        traceback.print_exc()
     print(f"lmcli: {message}", file=sys.stderr, flush=True)
     return code
 

@@ -15,12 +15,18 @@ from lmcli.config.units import show_duration
 T = TypeVar("T")
 
 EVERY = 10  # seconds between plain lines of progress
-quiet = False
+quiet = verbose = False
 
 
 def say(message: str) -> None:
     """One line of conversation; silent under --quiet."""
     if not quiet:
+        _print(message)
+
+
+def detail(message: str) -> None:
+    """A line that only --verbose shows."""
+    if verbose:
         _print(message)
 
 
