@@ -16,6 +16,7 @@ T = TypeVar("T")
 
 EVERY = 10  # seconds between plain lines of progress
 quiet = verbose = False
+_warned: set[tuple[str, int]] = set()
 
 
 def say(message: str) -> None:
@@ -32,6 +33,15 @@ def detail(message: str) -> None:
 
 def warn(message: str) -> None:
     _print(f"warning: {message}")
+
+
+def warn_once(message: str) -> None:
+    """The first of many warnings of a kind, known by its place in the code, is enough."""
+    place = sys._getframe(1)
+    key = (place.f_code.co_filename, place.f_lineno)
+    if key not in _warned:
+        _warned.add(key)
+        warn(f"{message} (said once)")
 
 
 def _print(message: str) -> None:
