@@ -3,6 +3,7 @@
 Nothing here, and nothing a `--help` needs, imports torch, numpy or rich.
 """
 
+import errno
 import io
 import os
 import sys
@@ -116,8 +117,10 @@ def main(args: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        return _fail(f"{where}{error.strerror or error}", 74)
+        name = str(error.filename or "")
+        where = f"{name if len(name) < 200 else name[:80] + '...'}: " if name else ""
+        missing = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
+        return _fail(f"{where}{error.strerror or error}", 66 if missing else 74)
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise

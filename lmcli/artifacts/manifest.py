@@ -105,6 +105,15 @@ def _parse(directory: Path) -> Manifest:
     return manifest
 
 
+def claims(directory: Path) -> tuple[str, str]:
+    """(kind, id) that the manifest names, whatever became of the files; empty without one."""
+    try:
+        value = files.read_json(directory / layout.MANIFEST)
+    except LmcliError:
+        return "", ""
+    return str(value.get("kind", "")), str(value.get("id", ""))
+
+
 def _problems(directory: Path, manifest: Manifest, hashes: bool) -> Iterator[str]:
     for name, entry in manifest.files.items():
         path = directory / name
