@@ -15,7 +15,10 @@ NAMES = ("bleu", "chrf", "chrf++", "ter")
 
 
 def translation(name: str, tokenize: str, lowercase: bool, n_refs: int = 1) -> Metric:
-    """`n_refs` is -1 where segments have different numbers of references. Raises MissingInputError for a tokenizer that is not installed: nothing is downloaded."""
+    """`n_refs` is -1 where segments have different numbers of references.
+
+    Raises MissingInputError for a tokenizer that is not installed: nothing is downloaded.
+    """
     from sacrebleu.metrics.bleu import BLEU
     from sacrebleu.metrics.chrf import CHRF
     from sacrebleu.metrics.ter import TER
