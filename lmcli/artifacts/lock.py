@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
 
 from lmcli.artifacts.files import make_directory
 from lmcli.errors import LockedError, StorageError
@@ -28,27 +27,38 @@ def hold(path: Path, what: str, patience: float = 0.25) -> Iterator[None]:
     `patience` is how many seconds to wait for it; somebody may only be asking `is_held`.
     """
     make_directory(path.parent)
-    try:
-        file = open(path, "a+")  # noqa: SIM115 - held open: closing it frees the lock
-    except OSError as error:
-        raise StorageError(f"{path}: {error.strerror}") from error
-    with file:
+    me = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
+    with _opened(path) as handle:
         deadline = time.monotonic() + patience
-        while not _take(file, path):
+        while not _take(handle, path):
             if time.monotonic() > deadline:
                 raise LockedError(f"{what} is being written by {holder(path)}")
             time.sleep(0.02)
-        file.seek(0)
-        file.truncate()
-        json.dump({"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}, file)
-        file.flush()
+        try:
+            os.ftruncate(handle, 0)
+            os.write(handle, json.dumps(me).encode())
+        except OSError as error:
+            raise StorageError(f"{path}: {error.strerror}; nothing was lost") from error
         yield
 
 
-def _take(file: TextIO, path: Path) -> bool:
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """A lock file; closing it frees the lock."""
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror}") from error
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _take(handle: int, path: Path) -> bool:
     try:
         if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
     except BlockingIOError:
         return False
