@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from lmcli.artifacts.files import make_directory
 from lmcli.errors import LockedError, StorageError
@@ -27,38 +28,29 @@ def hold(path: Path, what: str, patience: float = 0.25) -> Iterator[None]:
     `patience` is how many seconds to wait for it; somebody may only be asking `is_held`.
     """
     make_directory(path.parent)
-    me = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
-    with _opened(path) as handle:
+    try:
+        file = open(path, "a+")  # noqa: SIM115 - held open: closing it frees the lock
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror}") from error
+    with file:
         deadline = time.monotonic() + patience
-        while not _take(handle, path):
+        while not _take(file, path):
             if time.monotonic() > deadline:
                 raise LockedError(f"{what} is being written by {holder(path)}")
             time.sleep(0.02)
+        value = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
         try:
-            os.ftruncate(handle, 0)
-            os.write(handle, json.dumps(me).encode())
+            file.truncate(0)
+            os.write(file.fileno(), json.dumps(value).encode())
         except OSError as error:
-            raise StorageError(f"{path}: {error.strerror}; nothing was lost") from error
+            raise StorageError(f"{path}: {error.strerror}; make room and try again") from error
         yield
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    """A lock file; closing it frees the lock."""
-    try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
-    except OSError as error:
-        raise StorageError(f"{path}: {error.strerror}") from error
-    try:
-        yield handle
-    finally:
-        os.close(handle)
-
-
-def _take(handle: int, path: Path) -> bool:
+def _take(file: TextIO, path: Path) -> bool:
     try:
         if fcntl is not None:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
     except BlockingIOError:
         return False

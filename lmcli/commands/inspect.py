@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 BAR = 40
 SHADES = " ░▒▓█"
-CAVEAT = "attention is evidence of what was read, not proof of what caused the prediction"
 
 
 @click.group(short_help="Look inside: next words, attention, parameters.")
@@ -50,33 +49,17 @@ def next_(run: str, prompt: str, top: int, at: dict[str, str], root: Path, as_js
     from lmcli.runs.load import load
 
     loaded = load(root, run, **at)
-    with loaded.machine.autocast():
-        logprobs = loaded.engine.next_logprobs(loaded.tokenizer.encode(prompt))
-    best = (-logprobs).argsort(kind="stable")[:top].tolist()
-    rows: list[dict[str, Any]] = [
-        {
-            "id": i,
-            "token": loaded.tokenizer.decode([i]) if i != loaded.tokenizer.eos_id else "<eos>",
-            "probability": math.exp(logprobs[i]),
-            "logprob": float(logprobs[i]),
-        }
-        for i in best
-    ]
+    rows = loaded.next_tokens(prompt, top)
     if as_json:
         console.answer_json({"prompt": prompt, "step": loaded.step, "next": rows})
         return
     most = max(row["probability"] for row in rows)
-    lines = [
-        (
-            f"{row['probability']:.4f}",
-            "█" * round(BAR * row["probability"] / most),
-            repr(row["token"]),
-        )
-        for row in rows
-    ]
-    console.answer("\n".join(f"{p}  {bar:<{BAR}}  {token}" for p, bar, token in lines))
+    for row in rows:
+        bar = "█" * round(BAR * row["probability"] / most)
+        console.answer(f"{row['probability']:.4f}  {bar:<{BAR}}  {row['token']!r}")
     rest = 1 - sum(row["probability"] for row in rows)
-    console.say(f"the other {len(logprobs) - len(rows):,} tokens share {rest:.4f}")
+    others = loaded.tokenizer.vocab_size - len(rows)
+    console.say(f"the other {others:,} tokens share {rest:.4f}")
 
 
 @command.command("attention")
@@ -104,11 +87,11 @@ def attention(
       lmcli inspect attention base "The quick brown fox jumps over the lazy dog"
       lmcli inspect attention base "The quick brown fox jumps" --focus fox --layer 2 --head 1
     """
-    from lmcli.runs.load import load, look_inside
+    from lmcli.runs.load import load
 
-    found = look_inside(load(root, run, **at), text)
+    found = load(root, run, **at).attention(text)
     matrix = found.chosen(layer, head)
-    facts: dict[str, Any] = {"layer": layer or "mean", "head": head or "mean", "note": CAVEAT}
+    facts: dict[str, Any] = {"layer": layer or "mean", "head": head or "mean", "note": found.note}
     facts |= {"words": found.words, "weights": matrix.tolist()}
     if focus is not None:
         i = found.find(focus)
@@ -127,7 +110,7 @@ def attention(
             pairs = zip(names, values, strict=True)
             rows = [(word, f"{value:.3f}", "█" * round(BAR * value)) for word, value in pairs]
             console.answer(console.table(rows))
-    console.say(CAVEAT)
+    console.say(found.note)
 
 
 def heat_map(words: list[str], matrix: "np.ndarray") -> str:
@@ -154,7 +137,14 @@ def heat_map(words: list[str], matrix: "np.ndarray") -> str:
 @command.command("model")
 @click.argument("run", required=False)
 @click.option("--preset", "preset_name", metavar="NAME", help="A shape instead of a run.")
-@click.option("--vocab-size", type=click.IntRange(1), default=8192, show_default=True, metavar="N")
+@click.option(
+    "--vocab-size",
+    type=click.IntRange(1),
+    default=8192,
+    show_default=True,
+    metavar="N",
+    help="Vocabulary of a preset.",
+)
 @options.common
 def model(
     run: str | None, preset_name: str | None, vocab_size: int, root: Path, as_json: bool

@@ -23,6 +23,7 @@ class WordAttention:
 
     words: list[str]
     weights: np.ndarray
+    note: str = "attention is evidence of what was read, not proof of what caused the prediction"
 
     def chosen(self, layer: int | None, head: int | None) -> np.ndarray:
         """[W, W] of one layer and head (from 1), or the mean over those not given."""

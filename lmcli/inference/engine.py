@@ -2,7 +2,7 @@
 
 Every prompt is preceded by one `<eos>`, because documents follow one in training. Generation stops
 at `<eos>`, at a stop id, at the length asked for, or at the model's context length; a prompt that
-does not fit keeps its last tokens.
+does not fit keeps its last tokens (`Engine.fit_prompt`).
 """
 
 from collections.abc import Callable, Sequence
@@ -54,9 +54,13 @@ class Engine:
     def context_length(self) -> int:
         return self.model.config.context_length
 
-    def fit_prompt(self, ids: Sequence[int]) -> list[int]:
-        """`<eos>` and the last tokens of a prompt that leave room for one more."""
-        return [self.eos_id, *ids][-max(1, self.context_length - 1) :]
+    def fit_prompt(self, ids: Sequence[int], n_new: int = 1) -> list[int]:
+        """`<eos>` and the prompt, or its last tokens that leave room for `n_new` more.
+
+        New tokens may take half of the context from a prompt, and no more.
+        """
+        room = max(1, min(n_new, self.context_length // 2))
+        return [self.eos_id, *ids][-max(1, self.context_length - room) :]
 
     @torch.inference_mode()
     def generate(
@@ -74,10 +78,11 @@ class Engine:
         """
         rows: list[_Row] = []
         for i, prompt in enumerate(prompts):
-            fitted = self.fit_prompt(prompt)
-            limit = min(config.max_new_tokens, self.context_length - len(fitted))
+            limit = config.max_new_tokens
             if config.max_length:
                 limit = min(limit, config.max_length - len(prompt))
+            fitted = self.fit_prompt(prompt, limit)
+            limit = min(limit, self.context_length - len(fitted))
             record = records[i] if records is not None else i
             for sample in range(config.num_return_sequences):
                 rows.append(_Row(len(rows), record, sample, fitted, max(0, limit)))
