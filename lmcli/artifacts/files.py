@@ -21,6 +21,7 @@ from lmcli.errors import DataError, MismatchError, MissingInputError, StorageErr
 
 TEMPORARY = ".tmp-"
 TRASH = ".trash"
+EMPTY = hashlib.sha256().hexdigest()
 
 # Called with (operation, path, target of a rename) after each operation.
 observe: Callable[[str, Path, Path | None], None] | None = None
@@ -267,6 +268,9 @@ class Stream:
         self._held.clear()
 
 
+_MEND = "restore it, or move the later checkpoints away to train again from an earlier one"
+
+
 class Log:
     """An append-only file of JSON lines that knows the length and hash of what it holds.
 
@@ -280,11 +284,15 @@ class Log:
         data = path.read_bytes() if path.exists() else b""
         keep = data.rfind(b"\n") + 1 if length is None else length
         if len(data) < keep:
-            raise DataError(f"{path}: {len(data)} bytes, but the checkpoint recorded {keep}")
+            raise DataError(
+                f"{path}: {len(data)} bytes, but the checkpoint recorded {keep}; {_MEND}"
+            )
         self.length = keep
         self._hash = hashlib.sha256(data[:keep])
         if sha256 and self.sha256 != sha256:
-            raise DataError(f"{path}: its first {keep} bytes are not what the checkpoint recorded")
+            raise DataError(
+                f"{path}: its first {keep} bytes are not what the checkpoint recorded; {_MEND}"
+            )
         if len(data) > keep:
             _do("truncate", lambda: os.truncate(path, keep), path)
 
@@ -314,6 +322,9 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         return []
     whole, _, _ = path.read_bytes().rpartition(b"\n")
     try:
-        return [json.loads(line) for line in whole.splitlines()]
-    except ValueError as error:
-        raise DataError(f"{path}: not JSON lines ({error})") from None
+        records = [json.loads(line) for line in whole.split(b"\n") if line]
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not JSON lines ({error}); restore it") from None
+    if not all(isinstance(record, dict) for record in records):
+        raise DataError(f"{path}: not JSON objects, one a line; restore it")
+    return records

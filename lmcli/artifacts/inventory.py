@@ -14,6 +14,10 @@ from lmcli.artifacts import files, layout, lock, manifest
 from lmcli.artifacts.manifest import Manifest
 from lmcli.errors import LmcliError
 
+ENDED = ("finished", "interrupted")  # states of a run after which nothing is written
+# What reading JSON of the wrong shape raises.
+_HOSTILE = (KeyError, TypeError, AttributeError, ValueError)
+
 
 @dataclass(frozen=True)
 class Artifact:
@@ -94,7 +98,7 @@ def checkpoints(run: Path) -> dict[str, Any]:
 
 def verify(path: Path) -> tuple[list[str], int, int]:
     """(problems, files read, bytes read) of an artifact, a run's checkpoints and logs included."""
-    is_run = any((path / n).exists() for n in (layout.CONFIG, layout.STATUS, layout.CHECKPOINTS))
+    is_run = _is_run(path)
     folders = [path]
     problems = manifest.verify(path, foreign=not is_run)
     if is_run:
@@ -116,6 +120,13 @@ def verify(path: Path) -> tuple[list[str], int, int]:
     return problems, n_files, n_bytes
 
 
+def _is_run(path: Path) -> bool:
+    """What the manifest says; where that is damaged, whether it looks like one."""
+    with contextlib.suppress(LmcliError):
+        return manifest.parse(path).kind == "run"
+    return any((path / n).exists() for n in (layout.CONFIG, layout.STATUS, layout.CHECKPOINTS))
+
+
 def _checkpoint_problems(run: Path, checkpoint: Path) -> list[str]:
     """Its files must match its manifest, and metrics.jsonl still start with what it saw."""
     try:
@@ -125,11 +136,20 @@ def _checkpoint_problems(run: Path, checkpoint: Path) -> list[str]:
         manifest.check_checkpoint(run, checkpoint)
         state = files.read_json(checkpoint / layout.STATE)
         size, sha256 = state["metrics_bytes"], state["metrics_sha256"]
-        return _start_problems(run / layout.METRICS, checkpoint.name, size, sha256)
-    except KeyError as error:
-        return [f"{checkpoint / layout.STATE}: {error} is missing"]
+        ended = _ended(run, state["step"])
+        return _start_problems(run / layout.METRICS, checkpoint.name, size, sha256, ended)
+    except _HOSTILE as error:
+        return [f"{checkpoint / layout.STATE}: not the state of a checkpoint ({error!r})"]
     except LmcliError as error:
         return [str(error)]
+
+
+def _ended(run: Path, step: int) -> bool:
+    """Whether the run ended at this step by its own will, so that nothing was logged after it."""
+    with contextlib.suppress(LmcliError):
+        status = files.read_sealed(run / layout.STATUS)
+        return status.get("state") in ENDED and status.get("step") == step
+    return False
 
 
 def _start_problems(log: Path, who: str, size: int, sha256: str, whole: bool = False) -> list[str]:
@@ -145,6 +165,16 @@ def _start_problems(log: Path, who: str, size: int, sha256: str, whole: bool = F
     return []
 
 
+def log_problems(run: Path, name: str, status: dict[str, Any], whole: bool = False) -> list[str]:
+    """Whether a log still starts with (or, `whole`, still is) what a run's status recorded."""
+    try:
+        entry = status.get("logs", {}).get(name, {"bytes": 0, "sha256": files.EMPTY})
+        size, sha256 = entry["bytes"], entry["sha256"]
+        return _start_problems(run / name, layout.STATUS, size, sha256, whole)
+    except _HOSTILE as error:
+        return [f"{run / layout.STATUS}: not the status of a run ({error!r})"]
+
+
 def _living_problems(run: Path) -> list[str]:
     """Files that change while a run lives: sealed, or recorded up to some length by the status."""
     problems = []
@@ -157,10 +187,16 @@ def _living_problems(run: Path) -> list[str]:
             index = files.read_sealed(run / layout.CHECKPOINTS / layout.INDEX)
     except LmcliError as error:
         problems.append(str(error))
-    ended = status.get("state") in ("finished", "interrupted")  # nothing was written after it
-    for name, entry in status.get("logs", {}).items():
-        size, sha256 = entry["bytes"], entry["sha256"]
-        problems += _start_problems(run / name, layout.STATUS, size, sha256, ended)
+    ended = status.get("state") in ENDED
+    try:
+        for name in (layout.PERF, layout.EVENTS):
+            problems += log_problems(run, name, status, ended)
+        best_and_last = [index[what] for what in ("last", "best") if index.get(what) is not None]
+        for step in sorted(set(best_and_last)):
+            if not layout.checkpoint(run, step).is_dir():
+                problems.append(f"{layout.checkpoint(run, step)}: missing, but in the index")
+    except _HOSTILE as error:
+        problems.append(f"{run / layout.CHECKPOINTS / layout.INDEX}: not an index ({error!r})")
     for name in (layout.METRICS, layout.PERF, layout.EVENTS):
         try:
             files.read_log(run / name)
@@ -169,9 +205,6 @@ def _living_problems(run: Path) -> list[str]:
     for path in (run / layout.STATUS, run / layout.CHECKPOINTS / layout.INDEX):
         if not path.exists() and (ended or (run / layout.PERF).exists() and path.parent == run):
             problems.append(f"{path}: missing")
-    for what in ("last", "best"):
-        if index.get(what) is not None and not layout.checkpoint(run, index[what]).is_dir():
-            problems.append(f"{layout.checkpoint(run, index[what])}: missing, but it is the {what}")
     return problems
 
 
@@ -186,8 +219,8 @@ def _eval_problems(run: Path) -> list[str]:
                 problems.append(f"{path}: its content belongs under another name")
             elif value["run_id"] != manifest.read(run).id:
                 problems.append(f"{path}: it is of another run")
-        except KeyError as error:
-            problems.append(f"{path}: {error} is missing")
+        except _HOSTILE as error:
+            problems.append(f"{path}: not an evaluation ({error!r})")
         except LmcliError as error:
             problems.append(str(error))
     return problems

@@ -75,7 +75,7 @@ def write(
 
 def read(directory: Path, kind: str | None = None, hashes: bool = False) -> Manifest:
     """The manifest of a complete artifact whose files have the recorded sizes (and hashes)."""
-    manifest = _parse(directory)
+    manifest = parse(directory)
     if kind is not None and manifest.kind != kind:
         raise MismatchError(f"{directory} is a {manifest.kind}, not a {kind}")
     for problem in _problems(directory, manifest, hashes):
@@ -83,7 +83,7 @@ def read(directory: Path, kind: str | None = None, hashes: bool = False) -> Mani
     return manifest
 
 
-def _parse(directory: Path) -> Manifest:
+def parse(directory: Path) -> Manifest:
     """The manifest alone, believed only as far as its own hashes; files are not looked at."""
     if not directory.is_dir():
         raise MissingInputError(f"{directory}: no such artifact")
@@ -114,7 +114,7 @@ def _problems(directory: Path, manifest: Manifest, hashes: bool) -> Iterator[str
         elif (size := path.stat().st_size) != entry["bytes"]:
             yield f"{path}: {size} bytes, expected {entry['bytes']}; truncated or changed"
         elif hashes and files.sha256_file(path) != entry["sha256"]:
-            yield f"{path}: content differs from its recorded sha256; corrupt"
+            yield f"{path}: corrupt, its content is not what the manifest recorded"
 
 
 def check_checkpoint(run: Path, checkpoint: Path) -> Manifest:
@@ -130,7 +130,7 @@ def check_checkpoint(run: Path, checkpoint: Path) -> Manifest:
 def verify(directory: Path, foreign: bool = True) -> list[str]:
     """Every problem found by reading every byte; `foreign` also names files nobody listed."""
     try:
-        manifest = _parse(directory)
+        manifest = parse(directory)
     except LmcliError as error:
         return [str(error)]
     problems = list(_problems(directory, manifest, True))

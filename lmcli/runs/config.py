@@ -60,8 +60,10 @@ def plan(
     root: Path, data: str, preset_name: str | None, given: dict[str, Any]
 ) -> tuple[RunConfig, Dataset]:
     """A new run's config from what the user gave, everything automatic already resolved."""
-    dataset = Dataset.open(layout.find(root, data, "dataset"))
+    dataset = Dataset.open(layout.find(root, data, "dataset"), hashes=True)
     tokenizer = Tokenizer.load(dataset.path / layout.TOKENIZER)
+    if dataset.vocab_size != tokenizer.vocab_size:
+        raise DataError(f"{dataset.path}: its vocab_size is not its tokenizer's; rebuild it")
     shape = {f.name for f in dataclasses.fields(ModelConfig)}
     base = dataclasses.asdict(preset(preset_name or "nano"))
     own = {k: v for k, v in given.items() if k in shape}

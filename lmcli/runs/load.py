@@ -66,7 +66,7 @@ def evaluate(
 
     Raises MismatchError when the dataset was made with another tokenizer.
     """
-    dataset = Dataset.open(layout.find(root, data, "dataset"))
+    dataset = Dataset.open(layout.find(root, data, "dataset"), hashes=True)
     run_manifest = manifest.read(loaded.path, "run")
     ours, theirs = run_manifest.parents["tokenizer"], dataset.manifest.parents["tokenizer"]
     if ours != theirs:

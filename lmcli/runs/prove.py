@@ -34,7 +34,7 @@ def prove(root: Path, reference: str, steps: int) -> dict[str, Any]:
         try:
             for name in (layout.CONFIG, layout.TOKENIZER, layout.MANIFEST):
                 files.copy(run / name, copy / name)
-            for name in (layout.METRICS, layout.EVENTS):
+            for name in (layout.METRICS, layout.EVENTS, layout.STATUS):
                 if (run / name).exists():
                     files.copy(run / name, copy / name)
             if found:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lmcli import console
-from lmcli.artifacts import files, layout, lock, manifest
+from lmcli.artifacts import files, inventory, layout, lock, manifest
 from lmcli.artifacts.again import creating
 from lmcli.config.evaluation import EvaluationConfig
 from lmcli.config.model import ModelConfig
@@ -25,7 +25,7 @@ from lmcli.model.transformer import Transformer
 from lmcli.runs.config import RunConfig, changes, plan
 from lmcli.signals import StopRequest
 from lmcli.text.tokenizer import Tokenizer
-from lmcli.training import checkpoint, precision
+from lmcli.training import checkpoint, events, precision
 from lmcli.training.checkpoint import State
 from lmcli.training.optimizers import Optimizer
 from lmcli.training.precision import Machine
@@ -77,6 +77,7 @@ def train(
     Raises UsageError, MismatchError (config or data differ), Interrupted, DivergedError.
     """
     run = layout.new(root, "run", name)
+    dataset = None
     with ExitStack() as stack:
         stack.enter_context(creating(run, root, "run", force))
         if not run.exists():
@@ -94,42 +95,53 @@ def train(
             return RunConfig.read(run).as_json()
         manifest.read(run, "run", hashes=True)
         stack.enter_context(lock.hold(run / layout.LOCK, f"run {name}"))
-        trainer = open_trainer(root, run, data, preset_name, given)
+        trainer = open_trainer(root, run, data, preset_name, given, dataset)
         if trainer is not None:
             trainer.fit(stop)
         return files.read_sealed(run / layout.STATUS)
 
 
 def open_trainer(
-    root: Path, run: Path, data: str | None, preset_name: str | None, given: dict[str, Any]
+    root: Path,
+    run: Path,
+    data: str | None,
+    preset_name: str | None,
+    given: dict[str, Any],
+    dataset: Dataset | None = None,
 ) -> Trainer | None:
     """The Trainer of an existing run at its newest checkpoint; None when it is finished.
 
-    The caller holds the run's lock.
+    The caller holds the run's lock; `dataset` is its data where that was just checked.
     """
     stored = RunConfig.read(run)
     found = checkpoint.newest(run)
     state = found[1] if found else State(0, 0, 0, "")
     step = state.step
     current = stored.training
-    for event in files.read_log(run / layout.EVENTS):
+    for event in events.read(run):
         current = dataclasses.replace(current, **event.get("change", {}))
     change = changes(stored, current, preset_name, given)
+    for problem in inventory.log_problems(run, layout.PERF, events.known_status(run)):
+        console.warn(f"{problem}; it holds timings only, the run goes on")
+    logs = [files.Log(run / name) for name in (layout.PERF, layout.EVENTS)]
     if step >= change.get("steps", current.steps):
         if "steps" in change:
             raise UsageError(f"--steps {change['steps']}: {run.name} is already at step {step}")
         console.say(f"run {run.name} is finished at step {step}; --steps N trains on")
-        logs = [files.Log(run / name) for name in (layout.PERF, layout.EVENTS)]
         checkpoint.settle(run, state, current.keep_last)
         write_status(run, "finished", step, current.steps, 0, logs)
         return None
-    dataset = Dataset.open(layout.find(root, data or stored.data["name"], "dataset"))
+    if dataset is None:
+        path = layout.find(root, data or stored.data["name"], "dataset")
+        dataset = Dataset.open(path, hashes=True)
     if dataset.manifest.id != stored.data["id"]:
         raise MismatchError(
             f"run {run.name} was started on dataset {stored.data['id'][:12]}, but "
             f"--data {data or stored.data['name']} is {dataset.manifest.id[:12]}; "
             "name the same data or start a run with another --name"
         )
+    if change:  # a status that says finished promises that nothing comes after it
+        write_status(run, "running", step, current.steps, None, logs)
     current = dataclasses.replace(current, **change)
     machine = precision.resolve(current.device, current.dtype, current.threads)
     precision.prepare(machine)

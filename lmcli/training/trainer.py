@@ -23,6 +23,7 @@ from lmcli.config.training import TrainingConfig
 from lmcli.config.units import show_count
 from lmcli.dataset.batches import Batch, Windows
 from lmcli.errors import (
+    DataError,
     DivergedError,
     Interrupted,
     LmcliError,
@@ -33,7 +34,7 @@ from lmcli.model.loss import summed_nll
 from lmcli.model.transformer import Transformer
 from lmcli.randomness import mix
 from lmcli.signals import StopRequest
-from lmcli.training import checkpoint, health
+from lmcli.training import checkpoint, events, health
 from lmcli.training.checkpoint import State
 from lmcli.training.health import Verdict
 from lmcli.training.optimizers import Optimizer
@@ -67,7 +68,7 @@ class Trainer:
         self._skips: dict[int, str] = {}
         self._rewinds: list[tuple[int, int]] = []  # step, batches left out after it
         self.events = files.Log(run / layout.EVENTS)
-        for event in files.read_log(run / layout.EVENTS):
+        for event in events.read(run):
             self._replay(event)
         self.perf = files.Log(run / layout.PERF)
         self.state = State(0, 0, 0, "")
@@ -114,9 +115,7 @@ class Trainer:
         self.metrics = files.Log(
             self.run / layout.METRICS, state.metrics_bytes, state.metrics_sha256
         )
-        perf = files.read_log(self.run / layout.PERF)
-        seconds = (r["seconds"] for r in perf if r["step"] <= state.step)
-        self._seconds = max(seconds, default=0.0)
+        self._seconds = _seconds(self.run / layout.PERF, state.step)
         checkpoint.settle(self.run, state, self.config.keep_last)
 
     def fit(self, stop: StopRequest, until: int | None = None) -> State:
@@ -285,6 +284,16 @@ class Trainer:
     def _status(self, state: str, code: int | None, reason: str) -> None:
         logs = [self.perf, self.events]
         write_status(self.run, state, self.state.step, self.config.steps, code, logs, reason)
+
+
+def _seconds(perf: Path, step: int) -> float:
+    """How long the run had taken up to a step; a log of timings that cannot be read is no reason
+    to stop."""
+    try:
+        return max((r["seconds"] for r in files.read_log(perf) if r["step"] <= step), default=0.0)
+    except (DataError, KeyError, TypeError) as error:
+        console.warn(f"{perf}: cannot be read, so times start from 0 ({error})")
+        return 0.0
 
 
 def gradients(
