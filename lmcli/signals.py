@@ -47,8 +47,8 @@ class StopRequest:
         if threading.current_thread() is threading.main_thread():
             for number in self.SIGNALS:
                 before = signal.getsignal(number)
-                if number == getattr(signal, "SIGHUP", None) and before == signal.SIG_IGN:
-                    continue  # nohup
+                if before == signal.SIG_IGN and number != signal.SIGTERM:
+                    continue  # nohup, or a background job of a script
                 self._before[number] = signal.signal(number, self._on_signal)
         return self
 

@@ -215,7 +215,7 @@ def _eval_problems(run: Path) -> list[str]:
         try:
             value = files.read_sealed(path)
             data, step = value["dataset"], value["checkpoint"]["step"]
-            if layout.eval_name(data["name"], data["split"], step) != path.name:
+            if layout.eval_name(data["name"], data["split"], step, value["settings"]) != path.name:
                 problems.append(f"{path}: its content belongs under another name")
             elif value["run_id"] != manifest.read(run).id:
                 problems.append(f"{path}: it is of another run")

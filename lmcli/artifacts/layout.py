@@ -13,6 +13,7 @@ artifacts/
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from lmcli.errors import MissingInputError, UsageError
 
@@ -31,6 +32,7 @@ OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
 EVALS = "evals"
 EVALS_LOCK = ".lock"
+RECIPE = ("stride", "max_tokens")  # settings that change a score
 # What may lie in a run; a checkpoint's own manifest says what may lie in it.
 RUN_FOLDERS = r"checkpoints|evals|checkpoints/step-\d{6,}(/.*)?"
 RUN_FILES = (
@@ -101,9 +103,10 @@ def checkpoint(run: Path, step: int) -> Path:
     return run / CHECKPOINTS / f"step-{step:06d}"
 
 
-def eval_name(dataset: str, split: str, step: int) -> str:
-    """The file of a run's result on a dataset (a reference) at a step."""
-    return f"{Path(dataset).name}-{split}-step-{step:06d}.json"
+def eval_name(dataset: str, split: str, step: int, settings: dict[str, Any]) -> str:
+    """The file of a run's result on a dataset (a reference) at a step; one for each recipe."""
+    recipe = (f"-{key.replace('_', '-')}-{settings[key]}" for key in RECIPE if settings[key])
+    return f"{Path(dataset).name}-{split}-step-{step:06d}{''.join(recipe)}.json"
 
 
 def step_of(checkpoint: Path) -> int | None:

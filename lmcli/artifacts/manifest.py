@@ -114,7 +114,7 @@ def _problems(directory: Path, manifest: Manifest, hashes: bool) -> Iterator[str
         elif (size := path.stat().st_size) != entry["bytes"]:
             yield f"{path}: {size} bytes, expected {entry['bytes']}; truncated or changed"
         elif hashes and files.sha256_file(path) != entry["sha256"]:
-            yield f"{path}: corrupt, its content is not what the manifest recorded"
+            yield f"{path}: content differs from its recorded sha256; corrupt"
 
 
 def check_checkpoint(run: Path, checkpoint: Path) -> Manifest:

@@ -44,18 +44,20 @@ def command(
       lmcli eval base --data corpus --split test
       lmcli eval base --split val --stride 128 --json
     """
-    from lmcli.runs.load import evaluate, load
+    from lmcli.runs.load import evaluate, keep, load
 
     config = build(EvaluationConfig, given)
     loaded = load(root, run, **at)
-    result = evaluate(loaded, root, data or loaded.config.data["name"], split, config)
+    result = evaluate(loaded, root, data, split, config)
     if as_json:
         console.answer_json(result)
-        return
-    counts = result["counts"]
-    console.say(
-        f"{run} at step {loaded.step} on {result['dataset']['name']}/{split}: "
-        f"{counts['documents']:,} documents, {counts['tokens']:,} tokens, {counts['bytes']:,} bytes"
-    )
-    console.answer(console.table([(s["name"], f"{s['value']:.8g}") for s in result["scores"]]))
-    console.say(result["scores"][0]["signature"])
+    else:
+        counts = result["counts"]
+        console.say(
+            f"{run} at step {loaded.step} on {result['dataset']['name']}/{split}: "
+            f"{counts['documents']:,} documents, {counts['tokens']:,} tokens, "
+            f"{counts['bytes']:,} bytes"
+        )
+        console.answer(console.table([(s["name"], f"{s['value']:.8g}") for s in result["scores"]]))
+        console.say(result["scores"][0]["signature"])
+    keep(loaded, result)  # last, so that a disk that refuses costs no answer

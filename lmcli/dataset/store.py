@@ -90,7 +90,7 @@ class TokenStore:
         """`ids`, or a DataError for one outside the vocabulary."""
         if ids.size and int(ids.max()) >= self.vocab_size:
             raise DataError(
-                f"{self.bin}: token id {ids.max()} outside the vocabulary of {self.vocab_size}; "
+                f"{self.bin}: token id {ids.max()} outside {self.vocab_size}; corrupt, "
                 "rebuild the dataset"
             )
         return ids

@@ -14,7 +14,7 @@ from lmcli.dataset.store import Dataset
 from lmcli.errors import DataError, MismatchError, UsageError
 from lmcli.model.presets import preset
 from lmcli.text.tokenizer import Tokenizer
-from lmcli.training import precision
+from lmcli.training import events, precision
 
 CONFIG_FORMAT = 1
 
@@ -23,6 +23,11 @@ AUTOMATIC = (
     *("vocab_size", "head_dim", "n_kv_heads", "n_encoder_layers", "d_ff"),
     *("attention_scale", "embedding_scale"),
     *("micro_batch_size", "threads", "device", "dtype"),
+)
+SHAPE = {f.name for f in dataclasses.fields(ModelConfig)}
+DERIVED = (
+    *(("head_dim", "n_heads"), ("head_dim", "d_model"), ("d_ff", "d_model")),
+    ("n_kv_heads", "n_heads"),
 )
 
 
@@ -47,6 +52,13 @@ class RunConfig:
         except UsageError as error:
             raise MismatchError(f"{path}: {error}") from None
 
+    def now(self, run: Path) -> TrainingConfig:
+        """The training settings after the run's recorded changes."""
+        training = self.training
+        for event in events.read(run):
+            training = dataclasses.replace(training, **event.get("change", {}))
+        return training
+
     def as_json(self) -> dict[str, Any]:
         return {
             "format": CONFIG_FORMAT,
@@ -64,17 +76,7 @@ def plan(
     tokenizer = Tokenizer.load(dataset.path / layout.TOKENIZER)
     if dataset.vocab_size != tokenizer.vocab_size:
         raise DataError(f"{dataset.path}: its vocab_size is not its tokenizer's; rebuild it")
-    shape = {f.name for f in dataclasses.fields(ModelConfig)}
-    base = dataclasses.asdict(preset(preset_name or "nano"))
-    own = {k: v for k, v in given.items() if k in shape}
-    # A derived value follows the one it derives from, unless the user pinned both.
-    for key, pinned in (("head_dim", "n_heads"), ("head_dim", "d_model"), ("d_ff", "d_model")):
-        if pinned in own:
-            base[key] = 0
-    if "n_heads" in own:
-        base["n_kv_heads"] = 0
-    base["vocab_size"] = 0
-    model = fields.build(ModelConfig, base | own)
+    model = shape(preset_name or "nano", given)
     if model.arch != "decoder":
         raise UsageError("--arch encoder-decoder needs a dataset of pairs; this is plain text")
     if model.vocab_size not in (0, tokenizer.vocab_size):
@@ -83,7 +85,7 @@ def plan(
             f"{tokenizer.vocab_size} tokens"
         )
     model = model.resolved(tokenizer.vocab_size)
-    training = fields.build(TrainingConfig, {k: v for k, v in given.items() if k not in shape})
+    training = fields.build(TrainingConfig, {k: v for k, v in given.items() if k not in SHAPE})
     machine = precision.resolve(training.device, training.dtype, training.threads)
     training = dataclasses.replace(
         training,
@@ -97,14 +99,25 @@ def plan(
     return RunConfig(model, training, source), dataset
 
 
+def shape(preset_name: str, given: dict[str, Any]) -> ModelConfig:
+    """A preset with the model settings of `given` in place of its own; not yet resolved."""
+    own = {k: v for k, v in given.items() if k in SHAPE}
+    base = dataclasses.asdict(preset(preset_name)) | {"vocab_size": 0}
+    # A derived value follows the one it derives from, unless the user pinned both.
+    for key, pinned in DERIVED:
+        if pinned in own:
+            base[key] = 0
+    return fields.build(ModelConfig, base | own)
+
+
 def changes(
     stored: RunConfig, current: TrainingConfig, preset_name: str | None, given: dict[str, Any]
 ) -> dict[str, Any]:
     """What the user asks to change; MismatchError for anything a run may not change."""
     asked = dict(given)
     if preset_name is not None:
-        shape = dataclasses.asdict(preset(preset_name).resolved(stored.model.vocab_size))
-        asked = {k: v for k, v in shape.items() if k not in given} | asked
+        wanted = shape(preset_name, given).resolved(stored.model.vocab_size)
+        asked |= dataclasses.asdict(wanted)
     changes = {}
     for key, value in asked.items():
         in_model = hasattr(stored.model, key)

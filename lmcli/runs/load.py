@@ -60,13 +60,21 @@ def load(
 
 
 def evaluate(
-    loaded: LoadedRun, root: Path, data: str, split: str, config: EvaluationConfig
+    loaded: LoadedRun, root: Path, data: str | None, split: str, config: EvaluationConfig
 ) -> dict[str, Any]:
-    """Scores a split, writes the result to the run's evals/ and returns it.
+    """Scores a split of a dataset, by default of the one that the run was trained on.
 
-    Raises MismatchError when the dataset was made with another tokenizer.
+    Raises MismatchError when that is not what bears its name now, or when the dataset was made
+    with another tokenizer.
     """
-    dataset = Dataset.open(layout.find(root, data, "dataset"), hashes=True)
+    trained_on = loaded.config.data
+    dataset = Dataset.open(layout.find(root, data or trained_on["name"], "dataset"), hashes=True)
+    if data is None and dataset.manifest.id != trained_on["id"]:
+        raise MismatchError(
+            f"{trained_on['name']} is no longer the dataset that {loaded.path.name} was trained "
+            f"on; score it all the same with --data {trained_on['name']}"
+        )
+    data = data or trained_on["name"]
     run_manifest = manifest.read(loaded.path, "run")
     ours, theirs = run_manifest.parents["tokenizer"], dataset.manifest.parents["tokenizer"]
     if ours != theirs:
@@ -81,7 +89,7 @@ def evaluate(
     with console.Progress("window", scorer.n_windows) as progress, loaded.machine.autocast():
         counts = scorer.score(loaded.engine, progress.update)
     scores = perplexity.scores(counts, context, scorer.stride)
-    result = {
+    return {
         "run": loaded.path.name,
         "run_id": run_manifest.id,
         "checkpoint": {"step": loaded.step, "id": loaded.checkpoint_id},
@@ -90,9 +98,13 @@ def evaluate(
         "settings": dataclasses.asdict(config) | {"dtype": loaded.machine.dtype},
         "scores": [dataclasses.asdict(s) for s in scores],
     }
-    name = layout.eval_name(data, split, loaded.step)
+
+
+def keep(loaded: LoadedRun, result: dict[str, Any]) -> None:
+    """Writes a result to the run's evals/."""
+    data = result["dataset"]
+    name = layout.eval_name(data["name"], data["split"], loaded.step, result["settings"])
     folder = loaded.path / layout.EVALS
     with lock.hold(folder / layout.EVALS_LOCK, f"an eval of {loaded.path.name}", patience=30):
         files.sweep(folder)
         files.write_sealed(folder / name, result)
-    return result

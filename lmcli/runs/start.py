@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lmcli import console
-from lmcli.artifacts import files, inventory, layout, lock, manifest
+from lmcli.artifacts import files, layout, lock, manifest
 from lmcli.artifacts.again import creating
 from lmcli.config.evaluation import EvaluationConfig
 from lmcli.config.model import ModelConfig
@@ -53,6 +53,31 @@ def measure(root: Path, data: str, given: dict[str, Any], n_steps: int = 12) -> 
     return sorted(took[n_steps // 3 :])[n_steps // 3]  # the first ones warm up
 
 
+def new(
+    root: Path, data: str | None, preset_name: str | None, given: dict[str, Any]
+) -> tuple[RunConfig, Dataset]:
+    """The config of a new run, and the dataset, whose split holds at least one window."""
+    if data is None:
+        raise UsageError("--data names the dataset of a new run; build one: lmcli data build")
+    config, dataset = plan(root, data, preset_name, given)
+    Windows(dataset.splits["train"], config.model.context_length, config.training.seed)
+    return config, dataset
+
+
+def _fits(
+    root: Path, run: Path, data: str | None, preset_name: str | None, given: dict[str, Any]
+) -> bool:
+    """Whether the run could go on with what was asked for."""
+    stored = RunConfig.read(run)
+    try:
+        changes(stored, stored.training, preset_name, given)
+    except MismatchError:
+        return False
+    if data is None:
+        return True
+    return Dataset.open(layout.find(root, data, "dataset")).manifest.id == stored.data["id"]
+
+
 def create(run: Path, config: RunConfig, dataset: Dataset) -> None:
     """Commits a run's folder: config, tokenizer, manifest."""
     with files.staged_directory(run) as folder:
@@ -77,52 +102,43 @@ def train(
     Raises UsageError, MismatchError (config or data differ), Interrupted, DivergedError.
     """
     run = layout.new(root, "run", name)
-    dataset = None
+    if dry_run:
+        there = run.exists() and not force
+        return (RunConfig.read(run) if there else new(root, data, preset_name, given)[0]).as_json()
     with ExitStack() as stack:
         stack.enter_context(creating(run, root, "run", force))
         if not run.exists():
-            if data is None:
-                raise UsageError(
-                    "--data names the dataset of a new run; build one: lmcli data build"
-                )
-            config, dataset = plan(root, data, preset_name, given)
-            # The split must hold a window before anything is written.
-            Windows(dataset.splits["train"], config.model.context_length, config.training.seed)
-            if dry_run:
-                return config.as_json()
+            create(run, *new(root, data, preset_name, given))
+        elif not checkpoint.list_steps(run) and not _fits(root, run, data, preset_name, given):
+            # Nothing is lost when a first try that never saved gives its name to a better one.
+            with lock.hold(run / layout.LOCK, f"run {name}"):
+                config, dataset = new(root, data, preset_name, given)
+                where = files.to_trash(run, root)
+            console.say(f"the {name} of before, which had no checkpoint yet, is in {where}")
             create(run, config, dataset)
-        elif dry_run:
-            return RunConfig.read(run).as_json()
         manifest.read(run, "run", hashes=True)
         stack.enter_context(lock.hold(run / layout.LOCK, f"run {name}"))
-        trainer = open_trainer(root, run, data, preset_name, given, dataset)
+        trainer = open_trainer(root, run, data, preset_name, given)
         if trainer is not None:
             trainer.fit(stop)
         return files.read_sealed(run / layout.STATUS)
 
 
 def open_trainer(
-    root: Path,
-    run: Path,
-    data: str | None,
-    preset_name: str | None,
-    given: dict[str, Any],
-    dataset: Dataset | None = None,
+    root: Path, run: Path, data: str | None, preset_name: str | None, given: dict[str, Any]
 ) -> Trainer | None:
     """The Trainer of an existing run at its newest checkpoint; None when it is finished.
 
-    The caller holds the run's lock; `dataset` is its data where that was just checked.
+    The caller holds the run's lock.
     """
     stored = RunConfig.read(run)
     found = checkpoint.newest(run)
     state = found[1] if found else State(0, 0, 0, "")
     step = state.step
-    current = stored.training
-    for event in events.read(run):
-        current = dataclasses.replace(current, **event.get("change", {}))
+    current = stored.now(run)
     change = changes(stored, current, preset_name, given)
-    for problem in inventory.log_problems(run, layout.PERF, events.known_status(run)):
-        console.warn(f"{problem}; it holds timings only, the run goes on")
+    for problem in events.harmless_problems(run):
+        console.warn(problem)
     logs = [files.Log(run / name) for name in (layout.PERF, layout.EVENTS)]
     if step >= change.get("steps", current.steps):
         if "steps" in change:
@@ -131,17 +147,14 @@ def open_trainer(
         checkpoint.settle(run, state, current.keep_last)
         write_status(run, "finished", step, current.steps, 0, logs)
         return None
-    if dataset is None:
-        path = layout.find(root, data or stored.data["name"], "dataset")
-        dataset = Dataset.open(path, hashes=True)
+    path = layout.find(root, data or stored.data["name"], "dataset")
+    dataset = Dataset.open(path, hashes=True)
     if dataset.manifest.id != stored.data["id"]:
         raise MismatchError(
             f"run {run.name} was started on dataset {stored.data['id'][:12]}, but "
             f"--data {data or stored.data['name']} is {dataset.manifest.id[:12]}; "
             "name the same data or start a run with another --name"
         )
-    if change:  # a status that says finished promises that nothing comes after it
-        write_status(run, "running", step, current.steps, None, logs)
     current = dataclasses.replace(current, **change)
     machine = precision.resolve(current.device, current.dtype, current.threads)
     precision.prepare(machine)
@@ -158,6 +171,8 @@ def open_trainer(
         validation(run, stored.model, dataset, current.eval_tokens, machine),
     )
     if change:
+        # First, because a status that says finished promises that nothing comes after it.
+        write_status(run, "running", step, current.steps, None, logs)
         trainer.decide({"step": step, "change": change})
     trainer.restore(found)
     if found:

@@ -8,7 +8,6 @@
 from pathlib import Path
 from typing import Any
 
-from lmcli import console
 from lmcli.artifacts import files, inventory, layout
 from lmcli.config import fields
 from lmcli.config.training import TrainingConfig
@@ -20,7 +19,7 @@ _KINDS = {"change": dict, "skip": str, "rewind": int}
 def read(run: Path) -> list[dict[str, Any]]:
     """Every decision, each of a known shape, and none that changed since status.json saw it."""
     path = run / layout.EVENTS
-    for problem in inventory.log_problems(run, layout.EVENTS, known_status(run)):
+    for problem in inventory.log_problems(run, layout.EVENTS, _status(run)):
         raise DataError(f"{problem}; restore it, the run depends on what it says")
     found = files.read_log(path)
     for number, event in enumerate(found, 1):
@@ -34,11 +33,19 @@ def read(run: Path) -> list[dict[str, Any]]:
     return found
 
 
-def known_status(run: Path) -> dict[str, Any]:
-    """What the last status.json says; nothing where it is missing or damaged, and says so."""
-    path = run / layout.STATUS
+def _status(run: Path) -> dict[str, Any]:
+    """What the last status.json says; nothing where there is none or it is damaged."""
     try:
-        return files.read_sealed(path) if path.exists() else {}
-    except DataError as error:
-        console.warn(f"{error}; it is written anew")
+        return files.read_sealed(run / layout.STATUS) if (run / layout.STATUS).exists() else {}
+    except DataError:
         return {}
+
+
+def harmless_problems(run: Path) -> list[str]:
+    """Damage to the status and the timings, which a run goes on without."""
+    found = []
+    if (run / layout.STATUS).exists() and not _status(run):
+        found.append(f"{run / layout.STATUS}: damaged; it is written anew")
+    for problem in inventory.log_problems(run, layout.PERF, _status(run)):
+        found.append(f"{problem}; it holds timings only, the run goes on")
+    return found

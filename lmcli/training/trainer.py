@@ -115,7 +115,7 @@ class Trainer:
         self.metrics = files.Log(
             self.run / layout.METRICS, state.metrics_bytes, state.metrics_sha256
         )
-        self._seconds = _seconds(self.run / layout.PERF, state.step)
+        self._began = time.monotonic() - _seconds(self.run / layout.PERF, state.step)
         checkpoint.settle(self.run, state, self.config.keep_last)
 
     def fit(self, stop: StopRequest, until: int | None = None) -> State:
@@ -140,7 +140,7 @@ class Trainer:
     def _loop(self, stop: StopRequest, until: int) -> None:
         total = self.config.steps
         saved = self.state.step
-        started, before, tokens_here = time.monotonic(), self._seconds, 0
+        tokens_here, seconds_here = 0, 0.0
         with console.Progress("step", total) as progress:
             while self.state.step < until:
                 if stop.requested:
@@ -160,21 +160,20 @@ class Trainer:
                 config = self.config_at(step)
                 last = step == config.steps
                 tokens_here += self.state.tokens - tokens
-                now = time.monotonic() - started
-                self._seconds = before + now
-                rate = tokens_here / now
+                seconds_here += time.monotonic() - began
+                rate = tokens_here / seconds_here
                 loss = numbers.get("loss", math.nan)
                 progress.update(step, f"loss {loss:.4f}  {show_count(rate)} tok/s")
                 if step % config.log_every == 0 or last or "skipped" in numbers:
                     self.metrics.append({"step": step, "tokens": self.state.tokens, **numbers})
                     self._log_time(step, rate)
+                due = step == until or (config.save_every and step % config.save_every == 0)
                 if self.evaluate and (
                     last or (config.eval_every and step % config.eval_every == 0)
                 ):
-                    self._validate(step, progress)
-                    tokens_here, started, before = 0, time.monotonic(), self._seconds
+                    due = self._validate(step, progress) or due
                 stop.margin = max(stop.margin, 2 * (time.monotonic() - began))
-                if step == until or (config.save_every and step % config.save_every == 0):
+                if due:
                     self._save()
                     saved = step
                     stop.margin = max(stop.margin, 2 * (time.monotonic() - began))
@@ -198,9 +197,11 @@ class Trainer:
             why = f"step {step}: {verdict.why}; no update was made"
             n_before = len(self._skips) + len(self._rewinds)
             if verdict.action == "abort":
+                steps = checkpoint.list_steps(self.run)
+                good = f"the checkpoint of step {steps[-1]} is good" if steps else "none is saved"
                 raise DivergedError(
-                    f"{why} and the last checkpoint is good; go on with --on-nonfinite rewind "
-                    "(or skip), or start a new run with a lower --lr"
+                    f"{why} and {good}; go on with --on-nonfinite rewind (or skip), or start a "
+                    "new run with a lower --lr"
                 )
             if step not in self._skips and n_before >= config.max_skips:
                 raise DivergedError(f"{why}, and --max-skips {config.max_skips} is used up")
@@ -251,7 +252,8 @@ class Trainer:
                 f"instead of {micro}, accumulated to the same sums"
             )
 
-    def _validate(self, step: int, progress: console.Progress) -> None:
+    def _validate(self, step: int, progress: console.Progress) -> bool:
+        """Whether this is the best so far, whose weights are to be kept."""
         assert self.evaluate is not None
         numbers = self.evaluate(self.model, step)
         self.metrics.append({"step": step, **numbers})
@@ -263,6 +265,7 @@ class Trainer:
             )
         shown = "  ".join(f"{k} {v:.4f}" for k, v in numbers.items())
         progress.say(f"step {step}  {shown}")
+        return self.state.best is not best
 
     def _save(self) -> None:
         self.metrics.sync()
@@ -276,7 +279,8 @@ class Trainer:
         self._status("running", None, "")
 
     def _log_time(self, step: int, rate: float, **numbers: float) -> None:
-        record = {"step": step, "seconds": round(self._seconds, 3), **numbers}
+        """Wall-clock seconds of training, validation and saving, over all sessions of the run."""
+        record = {"step": step, "seconds": round(time.monotonic() - self._began, 3), **numbers}
         if rate:
             record["tokens_per_second"] = round(rate, 1)
         self.perf.append(record)
