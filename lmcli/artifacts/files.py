@@ -281,7 +281,7 @@ class Log:
     def __init__(self, path: Path, length: int | None = None, sha256: str = "") -> None:
         self.path = path
         self._named = False
-        data = path.read_bytes() if path.exists() else b""
+        data = _read_log(path)
         keep = data.rfind(b"\n") + 1 if length is None else length
         if len(data) < keep:
             raise DataError(
@@ -316,11 +316,15 @@ class Log:
         return self._hash.hexdigest()
 
 
+def _read_log(path: Path) -> bytes:
+    if path.is_dir():
+        raise DataError(f"{path}: a folder where a log belongs; remove it or restore the file")
+    return path.read_bytes() if path.exists() else b""
+
+
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The complete lines of a JSON-lines log; a torn last line is left out."""
-    if not path.exists():
-        return []
-    whole, _, _ = path.read_bytes().rpartition(b"\n")
+    whole, _, _ = _read_log(path).rpartition(b"\n")
     try:
         records = [json.loads(line) for line in whole.split(b"\n") if line]
     except (ValueError, RecursionError) as error:

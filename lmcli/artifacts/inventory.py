@@ -73,6 +73,7 @@ def children(root: Path, id_: str) -> list[str]:
 def status(run: Path) -> dict[str, Any]:
     """A run's status.json with its last losses; a dead "running" process counts as interrupted."""
     value = files.read_sealed(run / layout.STATUS) if (run / layout.STATUS).exists() else {}
+    value.pop("run_id", None)  # for `verify`
     value = {"state": "created", "step": 0, "exit": None, "reason": "", "resumable": True} | value
     if value["state"] == "running" and not lock.is_held(run / layout.LOCK):
         value |= {"state": "interrupted", "reason": "its process is gone", "resumable": True}
@@ -109,7 +110,8 @@ def verify(path: Path) -> tuple[list[str], int, int]:
             if folder.is_dir():  # a living run prunes old ones meanwhile
                 folders.append(folder)
                 problems += found
-        problems += _living_problems(path) + _eval_problems(path) + _foreign(path)
+        problems += _living_problems(path) + _index_problems(path)
+        problems += _eval_problems(path) + _foreign(path)
     n_files = n_bytes = 0
     for folder in folders:
         try:
@@ -179,33 +181,49 @@ def _living_problems(run: Path) -> list[str]:
     """Files that change while a run lives: sealed, or recorded up to some length by the status."""
     problems = []
     status: dict[str, Any] = {}
-    index: dict[str, Any] = {}
     try:
         if (run / layout.STATUS).exists():
             status = files.read_sealed(run / layout.STATUS)
-        if (run / layout.CHECKPOINTS / layout.INDEX).exists():
-            index = files.read_sealed(run / layout.CHECKPOINTS / layout.INDEX)
     except LmcliError as error:
         problems.append(str(error))
     ended = status.get("state") in ENDED
-    try:
-        for name in (layout.PERF, layout.EVENTS):
-            problems += log_problems(run, name, status, ended)
-        best_and_last = [index[what] for what in ("last", "best") if index.get(what) is not None]
-        for step in sorted(set(best_and_last)):
-            if not layout.checkpoint(run, step).is_dir():
-                problems.append(f"{layout.checkpoint(run, step)}: missing, but in the index")
-    except _HOSTILE as error:
-        problems.append(f"{run / layout.CHECKPOINTS / layout.INDEX}: not an index ({error!r})")
+    with contextlib.suppress(LmcliError):
+        if status and status.get("run_id") != manifest.parse(run).id:
+            problems.append(f"{run / layout.STATUS}: it is of another run")
+    for name in (layout.PERF, layout.EVENTS):
+        problems += log_problems(run, name, status, ended)
     for name in (layout.METRICS, layout.PERF, layout.EVENTS):
         try:
             files.read_log(run / name)
         except LmcliError as error:
             problems.append(str(error))
-    for path in (run / layout.STATUS, run / layout.CHECKPOINTS / layout.INDEX):
-        if not path.exists() and (ended or (run / layout.PERF).exists() and path.parent == run):
-            problems.append(f"{path}: missing")
+    if not (run / layout.STATUS).exists() and (run / layout.PERF).exists():
+        problems.append(f"{run / layout.STATUS}: missing")
     return problems
+
+
+def _index_problems(run: Path) -> list[str]:
+    """The index names checkpoints that are there, and once a run has ended what the newest says."""
+    path = run / layout.CHECKPOINTS / layout.INDEX
+    newest = max(map(layout.step_of, path.parent.glob("step-*")), key=lambda s: s or 0, default=0)
+    ended = newest and _ended(run, newest)
+    if not path.exists():
+        return [f"{path}: missing"] if ended else []
+    try:
+        index = files.read_sealed(path)
+        lost = {index["last"], index["best"] or index["last"]}
+        lost = {step for step in lost if not layout.checkpoint(run, step).is_dir()}
+        if lost:
+            return [f"{layout.checkpoint(run, s)}: missing, but in {path}" for s in sorted(lost)]
+        state = files.read_json(layout.checkpoint(run, index["last"]) / layout.STATE)
+        best = state["best"]["step"] if state["best"] else None
+        if ended and (index["last"], index["best"]) != (newest, best):
+            return [f"{path}: not what the newest checkpoint says"]
+    except _HOSTILE as error:
+        return [f"{path}: not an index ({error!r})"]
+    except LmcliError as error:
+        return [str(error)]
+    return []
 
 
 def _eval_problems(run: Path) -> list[str]:

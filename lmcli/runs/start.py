@@ -133,6 +133,8 @@ def open_trainer(
     """
     stored = RunConfig.read(run)
     found = checkpoint.newest(run)
+    if found is None and checkpoint.list_steps(run):
+        console.warn(f"no checkpoint is good; {run.name} starts again from step 0")
     state = found[1] if found else State(0, 0, 0, "")
     step = state.step
     current = stored.now(run)
@@ -170,11 +172,11 @@ def open_trainer(
         machine,
         validation(run, stored.model, dataset, current.eval_tokens, machine),
     )
+    trainer.restore(found)
     if change:
         # First, because a status that says finished promises that nothing comes after it.
         write_status(run, "running", step, current.steps, None, logs)
         trainer.decide({"step": step, "change": change})
-    trainer.restore(found)
     if found:
         console.say(f"continuing {run.name} from step {step} of {current.steps}")
         other = machine.differences(manifest.read(found[0]).made)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from lmcli import console
-from lmcli.artifacts import files, layout
+from lmcli.artifacts import files, layout, manifest
 from lmcli.config.training import TrainingConfig
 from lmcli.config.units import show_count
 from lmcli.dataset.batches import Batch, Windows
@@ -343,6 +343,7 @@ def write_status(
 ) -> None:
     """Replaces status.json: running, finished, interrupted or failed, and how long its logs are."""
     value = {
+        "run_id": manifest.read(run, "run").id,
         "state": state,
         "step": step,
         "steps": steps,
