@@ -74,7 +74,7 @@ def write(
 
 def read(directory: Path, kind: str | None = None, hashes: bool = False) -> Manifest:
     """The manifest of a complete artifact whose files have the recorded sizes (and hashes)."""
-    manifest = _parse(directory)
+    manifest = parse(directory)
     if kind is not None and manifest.kind != kind:
         raise MismatchError(f"{directory} is a {manifest.kind}, not a {kind}")
     for problem in _problems(directory, manifest, hashes):
@@ -82,7 +82,7 @@ def read(directory: Path, kind: str | None = None, hashes: bool = False) -> Mani
     return manifest
 
 
-def _parse(directory: Path) -> Manifest:
+def parse(directory: Path) -> Manifest:
     """The manifest alone, believed only as far as its own hashes; files are not looked at."""
     if not directory.is_dir():
         raise MissingInputError(f"{directory}: no such artifact")
@@ -138,7 +138,7 @@ def check_checkpoint(run: Path, checkpoint: Path) -> Manifest:
 def verify(directory: Path, foreign: bool = True) -> list[str]:
     """Every problem found by reading every byte; `foreign` also names files nobody listed."""
     try:
-        manifest = _parse(directory)
+        manifest = parse(directory)
     except LmcliError as error:
         return [str(error)]
     problems = list(_problems(directory, manifest, True))

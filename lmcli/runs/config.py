@@ -17,7 +17,7 @@ from lmcli.errors import DataError, MismatchError, UsageError
 from lmcli.model.presets import preset
 from lmcli.model.transformer import Transformer
 from lmcli.text.tokenizer import Tokenizer
-from lmcli.training import precision
+from lmcli.training import events, precision
 
 CONFIG_FORMAT = 1
 
@@ -57,12 +57,9 @@ class RunConfig:
 
     def now(self, run: Path) -> TrainingConfig:
         """The training settings after the run's recorded changes."""
-        path, training = run / layout.EVENTS, self.training
-        for event in files.read_log(path):
-            try:
-                training = dataclasses.replace(training, **event.get("change", {}))
-            except (TypeError, UsageError) as error:
-                raise DataError(f"{path}: {event} cannot be replayed ({error})") from None
+        training = self.training
+        for event in events.read(run):
+            training = dataclasses.replace(training, **event.get("change", {}))
         return training
 
     def as_json(self) -> dict[str, Any]:
@@ -85,8 +82,10 @@ def plan(
     root: Path, data: str, preset_name: str | None, given: dict[str, Any]
 ) -> tuple[RunConfig, Dataset]:
     """A new run's config from what the user gave, everything automatic already resolved."""
-    dataset = Dataset.open(layout.find(root, data, "dataset"))
+    dataset = Dataset.open(layout.find(root, data, "dataset"), hashes=True)
     tokenizer = Tokenizer.load(dataset.path / layout.TOKENIZER)
+    if dataset.vocab_size != tokenizer.vocab_size:
+        raise DataError(f"{dataset.path}: its vocab_size is not its tokenizer's; rebuild it")
     model = shape(preset_name or "nano", given)
     if model.arch != "decoder":
         raise UsageError("--arch encoder-decoder needs a dataset of pairs; this is plain text")

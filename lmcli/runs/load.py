@@ -97,7 +97,7 @@ def evaluate(
     with another tokenizer.
     """
     trained_on = loaded.config.data
-    dataset = Dataset.open(layout.find(root, data or trained_on["name"], "dataset"))
+    dataset = Dataset.open(layout.find(root, data or trained_on["name"], "dataset"), hashes=True)
     if data is None and dataset.manifest.id != trained_on["id"]:
         raise MismatchError(
             f"{trained_on['name']} is no longer the dataset that {loaded.path.name} was trained "

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from lmcli import console
-from lmcli.artifacts import files, inventory, layout, lock, manifest
+from lmcli.artifacts import files, layout, lock, manifest
 from lmcli.artifacts.again import creating
 from lmcli.config.evaluation import EvaluationConfig
 from lmcli.config.model import ModelConfig
 from lmcli.config.units import show_count
 from lmcli.dataset.batches import Windows
 from lmcli.dataset.store import Dataset
-from lmcli.errors import DataError, MismatchError, UsageError
+from lmcli.errors import MismatchError, UsageError
 from lmcli.evaluation.evaluate import SplitScorer
 from lmcli.inference.engine import Engine
 from lmcli.metrics import perplexity
@@ -25,7 +25,7 @@ from lmcli.model.transformer import Transformer
 from lmcli.runs.config import RunConfig, changes, plan
 from lmcli.signals import StopRequest
 from lmcli.text.tokenizer import Tokenizer
-from lmcli.training import checkpoint, precision
+from lmcli.training import checkpoint, events, precision
 from lmcli.training.checkpoint import State
 from lmcli.training.optimizers import Optimizer
 from lmcli.training.precision import Machine
@@ -133,21 +133,24 @@ def open_trainer(
     """
     stored = RunConfig.read(run)
     found = checkpoint.newest(run)
+    if found is None and checkpoint.list_steps(run):
+        console.warn(f"no checkpoint is good; {run.name} starts again from step 0")
     state = found[1] if found else State(0, 0, 0, "")
     step = state.step
-    for problem in inventory.event_problems(run):
-        raise DataError(problem)
     current = stored.now(run)
     change = changes(stored, current, preset_name, given)
+    for problem in events.harmless_problems(run):
+        console.warn(problem)
+    logs = [files.Log(run / name) for name in (layout.PERF, layout.EVENTS)]
     if step >= change.get("steps", current.steps):
         if "steps" in change:
             raise UsageError(f"--steps {change['steps']}: {run.name} is already at step {step}")
         console.say(f"run {run.name} is finished at step {step}; --steps N trains on")
-        logs = [files.Log(run / name) for name in (layout.PERF, layout.EVENTS)]
         checkpoint.settle(run, state, current.keep_last)
         write_status(run, "finished", step, current.steps, 0, logs)
         return None
-    dataset = Dataset.open(layout.find(root, data or stored.data["name"], "dataset"))
+    path = layout.find(root, data or stored.data["name"], "dataset")
+    dataset = Dataset.open(path, hashes=True)
     if dataset.manifest.id != stored.data["id"]:
         raise MismatchError(
             f"run {run.name} was started on dataset {stored.data['id'][:12]}, but "
@@ -169,9 +172,11 @@ def open_trainer(
         machine,
         validation(run, stored.model, dataset, current.eval_tokens, machine),
     )
-    if change:
-        trainer.decide({"step": step, "change": change})
     trainer.restore(found)
+    if change:
+        # First, because a status that says finished promises that nothing comes after it.
+        write_status(run, "running", step, current.steps, None, logs)
+        trainer.decide({"step": step, "change": change})
     if found:
         console.say(f"continuing {run.name} from step {step} of {current.steps}")
         other = machine.differences(manifest.read(found[0]).made)

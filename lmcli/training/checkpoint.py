@@ -120,21 +120,28 @@ def newest(run: Path, at_most: int | None = None) -> tuple[Path, State] | None:
 
 
 def choose(run: Path, which: str) -> tuple[Path, State]:
-    """The checkpoint to use for `last`, `best` or a step number."""
-    found = newest(run)
-    if found is None:
+    """The checkpoint to use for `last`, `best` or a step number, and never another one: a
+    damaged one is a DataError that says what else there is."""
+    steps = list_steps(run)
+    if not steps:
         raise DataError(f"{run}: no checkpoint yet; train it first")
-    if which == "last":
-        return found
-    if which == "best":
-        step = found[1].best["step"] if found[1].best else found[1].step
-    else:
-        step = int(which)
-    folder = layout.checkpoint(run, step)
-    if not folder.is_dir():
-        steps = ", ".join(str(s) for s in list_steps(run))
-        raise DataError(f"{run}: no checkpoint at step {step}; there are {steps}")
-    return folder, read_state(run, folder)
+    listing = ", ".join(map(str, steps))
+    try:
+        step = steps[-1]
+        if which == "best":
+            best = read_state(run, layout.checkpoint(run, step)).best
+            step = best["step"] if best else step
+        elif which != "last":
+            step = int(which)
+        folder = layout.checkpoint(run, step)
+        if folder.is_dir():
+            return folder, read_state(run, folder)
+    except DataError as error:
+        again = f"; `lmcli train --name {run.name}` makes the last one again"
+        raise DataError(
+            f"{error}; use another checkpoint of {listing}{again if step == steps[-1] else ''}"
+        ) from None
+    raise DataError(f"{run}: no checkpoint at step {step}; there are {listing}")
 
 
 def read_state(run: Path, folder: Path) -> State:

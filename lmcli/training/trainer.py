@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from lmcli import console
-from lmcli.artifacts import files, layout
+from lmcli.artifacts import files, layout, manifest
 from lmcli.config.training import TrainingConfig
 from lmcli.config.units import show_count
 from lmcli.dataset.batches import Batch, Windows
@@ -35,7 +35,7 @@ from lmcli.model.loss import summed_nll
 from lmcli.model.transformer import Transformer
 from lmcli.randomness import mix
 from lmcli.signals import StopRequest
-from lmcli.training import checkpoint, health
+from lmcli.training import checkpoint, events, health
 from lmcli.training.checkpoint import State
 from lmcli.training.health import Verdict
 from lmcli.training.optimizers import Optimizer
@@ -69,7 +69,7 @@ class Trainer:
         self._skips: dict[int, str] = {}
         self._rewinds: list[tuple[int, int]] = []  # step, batches left out after it
         self.events = files.Log(run / layout.EVENTS)
-        for event in files.read_log(run / layout.EVENTS):
+        for event in events.read(run):
             self._replay(event)
         self.perf = files.Log(run / layout.PERF)
         self.state = State(0, 0, 0, "")
@@ -87,18 +87,14 @@ class Trainer:
         return step - 1 + sum(n for at, n in self._rewinds if at < step)
 
     def _replay(self, event: dict[str, Any]) -> None:
-        try:
-            step = int(event["step"])
-            if "change" in event:
-                changed = dataclasses.replace(self._configs[-1][1], **event["change"])
-                self._configs.append((step, changed))
-            elif "rewind" in event:
-                self._rewinds.append((step, int(event["rewind"])))
-            else:
-                self._skips[step] = event["skip"]
-        except (KeyError, TypeError, ValueError) as error:
-            where = self.run / layout.EVENTS
-            raise DataError(f"{where}: {event} cannot be replayed ({error!r})") from None
+        step = event["step"]
+        if "change" in event:
+            changed = dataclasses.replace(self._configs[-1][1], **event["change"])
+            self._configs.append((step, changed))
+        elif "rewind" in event:
+            self._rewinds.append((step, event["rewind"]))
+        else:
+            self._skips[step] = event["skip"]
 
     def decide(self, event: dict[str, Any]) -> None:
         """Puts a decision into the run, durably, before anything follows from it."""
@@ -120,9 +116,7 @@ class Trainer:
         self.metrics = files.Log(
             self.run / layout.METRICS, state.metrics_bytes, state.metrics_sha256
         )
-        perf = files.read_log(self.run / layout.PERF)
-        seconds = (r["seconds"] for r in perf if r.get("step", 0) <= state.step)
-        self._began = time.monotonic() - max(seconds, default=0.0)
+        self._began = time.monotonic() - _seconds(self.run / layout.PERF, state.step)
         checkpoint.settle(self.run, state, self.config.keep_last)
 
     def fit(self, stop: StopRequest, until: int | None = None) -> State:
@@ -296,6 +290,16 @@ class Trainer:
         write_status(self.run, state, self.state.step, self.config.steps, code, logs, reason)
 
 
+def _seconds(perf: Path, step: int) -> float:
+    """How long the run had taken up to a step; a log of timings that cannot be read is no reason
+    to stop."""
+    try:
+        return max((r["seconds"] for r in files.read_log(perf) if r["step"] <= step), default=0.0)
+    except (DataError, KeyError, TypeError) as error:
+        console.warn(f"{perf}: cannot be read, so times start from 0 ({error})")
+        return 0.0
+
+
 def gradients(
     model: Transformer,
     batches: Windows,
@@ -339,6 +343,7 @@ def write_status(
 ) -> None:
     """Replaces status.json: running, finished, interrupted or failed, and how long its logs are."""
     value = {
+        "run_id": manifest.read(run, "run").id,
         "state": state,
         "step": step,
         "steps": steps,

@@ -57,6 +57,40 @@ def prepared(folder: Path, *more: list[object]) -> Path:
     return root
 
 
+def artifacts(folder: Path) -> Path:
+    """A root with two tokenizers, two datasets, two extended and evaluated runs of different seeds
+    with three checkpoints each, and a run, `twin`, to which nothing ever happened."""
+    from lmcli.artifacts import inventory
+    from lmcli.cli import main
+
+    text, root, other = corpus(folder), folder / "artifacts", folder / "twin.txt"
+    other.write_text(text.read_text()[::-1])
+    train = ["train", "--data", "corpus", *SHAPE, "--save-every", "2", "--eval-every", "2"]
+    train += ["--log-every", "1", "--keep-last", "3", "--steps", "4"]
+    for line in (
+        ["tokenizer", "train", text, "--name", "tok", "--vocab-size", "300"],
+        ["tokenizer", "train", other, "--name", "twin", "--vocab-size", "300"],
+        ["data", "build", text, "--tokenizer", "tok", "--name", "corpus"],
+        ["data", "build", other, "--tokenizer", "tok", "--name", "twin"],
+        [*train, "--name", "base"],
+        ["train", "--name", "base", "--steps", "6"],
+        [*train, "--name", "other", "--seed", "1"],
+        ["train", "--name", "other", "--steps", "6"],
+        [*train, "--name", "twin"],
+        *(["eval", run, "--split", s] for run in ("base", "other") for s in ("val", "test")),
+    ):
+        assert main([*map(str, line), "--artifacts", str(root), "-q"]) == 0
+    for path in root.glob("*/*/"):
+        assert inventory.verify(path)[0] == [], path
+    return root
+
+
+def restored(good: Path, root: Path) -> Path:
+    """`root` as a fresh copy of `good`."""
+    shutil.rmtree(root, ignore_errors=True)
+    return Path(shutil.copytree(good, root))
+
+
 def digest(root: Path) -> dict[str, str]:
     """Every file under an artifact root by what must not depend on interruptions.
 
