@@ -6,6 +6,8 @@ step-000500/ model.safetensors (float32 weights)  optimizer.safetensors (by para
 The newest folder whose manifest validates is the truth; index.json is only a hint for people.
 """
 
+import errno
+import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -86,8 +88,10 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise DataError(f"{path}: not readable as safetensors ({error})") from None
     except (OSError, RuntimeError) as error:  # for safetensors whatever cannot be opened is missing
-        if out_of_memory(error) or not path.exists():
+        if out_of_memory(error):
             raise
+        if not path.exists():  # pruned by a living run
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from None
         raise StorageError(f"{path}: cannot be opened ({error})") from None
 
 
