@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from durable import DATA, SHAPE, call, corpus, digest, prepared, scratch, spawn
+from durable import DATA, SHAPE, corpus, digest, prepared, scratch, spawn
 from forks import Forks
 
 from lmcli.artifacts import files, inventory
@@ -196,14 +196,13 @@ def test_what_has_nothing_to_save_ends_promptly(stage, tmp_path, name):
 
 
 def test_max_time_stops_in_time(stage, tmp_path):
-    line = [*TRAIN, "--batch-size", "48", "--micro-batch-size", "1", "--eval-every", "0"]
+    line = [*TRAIN, "--batch-size", "24", "--micro-batch-size", "1", "--eval-every", "0"]
     for name in ("whole", "parts"):
         shutil.copytree(stage[0], tmp_path / name)
-    began = time.time()
-    code, _, said = call(*line, "--max-time", "4s", root=tmp_path / "parts")
-    assert code == 75 and "--max-time: saved at step" in said, said
-    saved = (tmp_path / "parts/runs/base/status.json").stat().st_mtime
-    assert saved - began < 4.5, "Python itself takes a moment to start, no more"
+    began = time.monotonic()
+    code, _, said = stage[2][0].run(*line, "--max-time", "1s", "--artifacts", tmp_path / "parts")
+    assert time.monotonic() - began < 1.2
+    assert code == 75 and re.search(r"lmcli: --max-time: saved at step [1-9]", said), said
     for name in ("whole", "parts"):
         code, _, said = stage[2][0].run(*line, "--artifacts", tmp_path / name)
         assert code == 0, said
