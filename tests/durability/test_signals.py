@@ -4,6 +4,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -124,7 +125,7 @@ def test_training_finishes_the_step_saves_and_goes_on(stage, tmp_path, name):
 
 
 def test_a_second_signal_leaves_at_once(stage, tmp_path):
-    """In the middle of a backward pass of seconds, too; what was saved before is good."""
+    """What was saved before is good."""
 
     def leave(number: int, first: str, second: str) -> None:
         root = tmp_path / first
@@ -147,6 +148,32 @@ def test_a_second_signal_leaves_at_once(stage, tmp_path):
         assert code == 75, said
 
     together(leave, [("SIGTERM", "SIGTERM"), ("SIGINT", "SIGINT")])
+
+
+BACKWARD = """
+import torch
+from lmcli.signals import StopRequest
+torch.set_num_threads(1)
+w = torch.randn(1500, 1500, requires_grad=True)
+with StopRequest():
+    y = w
+    for _ in range(20):
+        y = y @ w
+    print("backward", flush=True)
+    y.sum().backward()
+"""
+
+
+def test_a_second_signal_does_not_wait_for_a_backward_pass():
+    process = subprocess.Popen([sys.executable, "-c", BACKWARD], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "backward\n"
+    time.sleep(0.2)
+    process.terminate()
+    time.sleep(0.2)
+    began = time.monotonic()
+    process.terminate()
+    process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM and time.monotonic() - began < 1
 
 
 OTHERS = {
