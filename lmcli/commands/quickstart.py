@@ -60,7 +60,7 @@ def command(text: tuple[str, ...], budget: str, root: Path, as_json: bool) -> No
     seconds = parse_duration(budget)
     if seconds < 20:
         raise UsageError("--budget must be at least 20s")
-    from lmcli.text.readers import find_files
+    from lmcli.text.sources import find_files
 
     inputs = list(text) or [sysconfig.get_paths()["stdlib"]]
     if not text:
