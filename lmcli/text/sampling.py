@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from lmcli import randomness
 
-_PART = re.compile(r"[\s\S]{1,8191}\S(?!\S)|[\s\S]{1,8192}")
+_PART = re.compile(r"[\s\S]{1,8192}\Z|[\s\S]{1,8191}\S(?!\S)|[\s\S]{1,8192}")
 
 
 def sample(texts: Iterable[str], limit: int | None, seed: int) -> Iterator[str]:
