@@ -6,6 +6,7 @@ its first part to train and its last parts to val and test.
 """
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
@@ -199,7 +200,7 @@ def build(
         dropped, added, most = builder.losses.facts().values()
         console.warn(
             f"the tokenizer does not give back this text: {dropped:,} characters dropped, "
-            f"{added:,} added; most of all {console.plain(''.join(most))}"
+            f"{added:,} added; most of all {json.dumps(''.join(most), ensure_ascii=False)}"
         )
     for split, counts in builder.counts.items():
         console.say(
