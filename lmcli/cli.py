@@ -22,6 +22,8 @@ COMMANDS = {
     "train": ("train", "Train a model; the same command again resumes it."),
     "sample": ("sample", "Generate text from prompts; a filter for pipes."),
     "eval": ("eval", "Perplexity and bits per byte of a run on a dataset."),
+    "import": ("import_model", "A model folder of Hugging Face, as a run."),
+    "export": ("export_model", "A run, as a model folder for Hugging Face transformers."),
     "ls": ("ls", "List the artifacts."),
     "show": ("show", "One artifact: what it is, what it came from."),
     "status": ("status", "The state of a run: step, loss, resumable or not."),

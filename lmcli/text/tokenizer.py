@@ -20,6 +20,7 @@ from lmcli.errors import DataError, MissingInputError, UsageError
 from lmcli.text.readers import Reader
 
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<sep>")
+END_OF_TEXT = "<|endoftext|>"  # GPT-2's
 SMALLEST = len(SPECIAL) + 256
 DEFAULT_VOCAB_SIZE = 8192
 
@@ -33,15 +34,22 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 class Tokenizer:
-    """A trained tokenizer; special ids are pad 0, bos 1, eos 2, sep 3 in our own ones."""
+    """A trained tokenizer; special ids are pad 0, bos 1, eos 2, sep 3 in our own ones.
+
+    An imported one may have an end of text alone: it pads and begins too, and there is no sep.
+    """
 
     def __init__(self, inner: HFTokenizer) -> None:
         self._inner = inner
         inner.encode_special_tokens = True
-        ids: list[Any] = [inner.token_to_id(token) for token in SPECIAL]
-        if None in ids:
-            raise DataError(f"the tokenizer has no {SPECIAL[ids.index(None)]} token")
-        self.pad_id, self.bos_id, self.eos_id, self.sep_id = ids
+        pad, bos, eos, sep = (inner.token_to_id(token) for token in SPECIAL)
+        eos = inner.token_to_id(END_OF_TEXT) if eos is None else eos
+        if eos is None:
+            raise DataError(f"the tokenizer has no {SPECIAL[2]} and no {END_OF_TEXT} token")
+        self.eos_id: int = eos
+        self.pad_id: int = eos if pad is None else pad
+        self.bos_id: int = eos if bos is None else bos
+        self.sep_id: int | None = sep
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
@@ -87,6 +95,10 @@ class Tokenizer:
         """The content of tokenizer.json."""
         return str(self._inner.to_str(pretty=True)).encode()
 
+    def token(self, i: int) -> str:
+        """How a token is spelled in tokenizer.json."""
+        return str(self._inner.id_to_token(i))
+
     @property
     def vocab_size(self) -> int:
         return int(self._inner.get_vocab_size())
@@ -103,11 +115,13 @@ class Tokenizer:
     def _bytes_of(self) -> list[bytes]:
         """The bytes of each token id; special tokens have none."""
         alphabet = _byte_alphabet()
-        special = set(SPECIAL)
+        added = self._inner.get_added_tokens_decoder()
         table = [b""] * self.vocab_size
         for token, i in self._inner.get_vocab().items():
-            if token not in special:
+            if i not in added:
                 table[i] = bytes(alphabet[c] for c in token)
+            elif not added[i].special:
+                table[i] = added[i].content.encode()
         return table
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
