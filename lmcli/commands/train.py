@@ -10,22 +10,15 @@ from lmcli import console
 from lmcli.artifacts import layout, lock
 from lmcli.commands import options
 from lmcli.config.model import ModelConfig
-from lmcli.config.training import TrainingConfig
+from lmcli.config.training import StartConfig, TrainingConfig
 from lmcli.config.units import parse_duration
 from lmcli.signals import StopRequest
 
 
 @click.command(short_help="Train a model; the same command again resumes it.")
 @click.option("--name", metavar="RUN", required=True, help="Name of the run.")
-@click.option("--data", metavar="DATASET", help="Dataset to train on (needed for a new run).")
-@click.option("--preset", metavar="NAME", help="Model shape: nano to gpt2-xl.")
-@click.option(
-    "--from",
-    "origin",
-    metavar="RUN",
-    help="Run, trained or imported, to begin with the weights of.",
-)
-@options.settings(TrainingConfig, ModelConfig, leave_out=("vocab_size",), file=True)
+@click.option("--from", "origin", metavar="RUN", help="Run whose best weights to begin with.")
+@options.settings(StartConfig, TrainingConfig, ModelConfig, leave_out=("vocab_size",), file=True)
 @click.option(
     "--max-time", metavar="TIME", help="Save and stop (exit code 75) before 3h55m, say, are over."
 )
@@ -34,8 +27,6 @@ from lmcli.signals import StopRequest
 @options.common
 def command(
     name: str,
-    data: str | None,
-    preset: str | None,
     origin: str | None,
     given: dict[str, Any],
     max_time: str | None,
@@ -68,7 +59,8 @@ def command(
         from lmcli.runs.config import Asked
         from lmcli.runs.start import train
 
-        status = train(root, name, Asked(data, preset, origin, given), stop, dry_run, force)
+        asked = Asked(given.pop("data", None), given.pop("preset", None), origin, given)
+        status = train(root, name, asked, stop, dry_run, force)
     if dry_run or as_json:
         console.answer(json.dumps(status, indent=2 if dry_run else None))
     else:

@@ -80,15 +80,22 @@ class TokenStore:
 
     def document(self, i: int) -> np.ndarray:
         """Ids of document i, its closing `<eos>` included."""
-        return self.tokens[self.offsets[i] : self.offsets[i + 1]]
+        return self.checked(self.tokens[self.offsets[i] : self.offsets[i + 1]])
+
+    def checked(self, ids: np.ndarray) -> np.ndarray:
+        """The ids, or a DataError where one is outside the vocabulary."""
+        if ids.size and int(ids.max()) >= self.vocab_size:
+            raise DataError(
+                f"{self.bin}: token id {ids.max()} is outside the vocabulary of "
+                f"{self.vocab_size}; corrupt, rebuild the dataset"
+            )
+        return ids
 
     def check_ids(self, eos_id: int | None = None) -> None:
         """Reads every id; DataError when one is outside the vocabulary, or when a document does
         not end in `eos_id`."""
         for start in range(0, self.n_tokens, 2**24):
-            top = int(self.tokens[start : start + 2**24].max())
-            if top >= self.vocab_size:
-                raise DataError(f"{self.bin}: token id {top} outside {self.vocab_size}; corrupt")
+            self.checked(self.tokens[start : start + 2**24])
         for start in range(1, len(self.offsets) if eos_id is not None else 0, 2**20):
             wrong = self.tokens[self.offsets[start : start + 2**20] - 1] != eos_id
             if wrong.any():

@@ -13,7 +13,7 @@ from torch import Tensor
 from lmcli.config.fields import build, suggest
 from lmcli.config.model import ModelConfig
 from lmcli.errors import DataError, MismatchError, UsageError
-from lmcli.model.transformer import Transformer
+from lmcli.model.transformer import parameters
 
 OUTPUT = "lm_head.weight"  # absent, or a copy of the embedding, where the two are tied
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)  # what float32 holds exactly
@@ -86,10 +86,9 @@ class Family:
                 )
         return config
 
-    def _rows(self, model: ModelConfig) -> Iterator[tuple[str, dict[str, torch.Size]]]:
+    def _rows(self, model: ModelConfig) -> Iterator[tuple[str, dict[str, tuple[int, ...]]]]:
         """Each of their tensors, with the parameters of `model` in it and their shapes."""
-        with torch.device("meta"):
-            shapes = {name: p.shape for name, p in Transformer(model).state_dict().items()}
+        shapes = parameters(model)
         for theirs, ours in self.weights.items():
             for layer in range(model.n_layers if "{}" in theirs else 1):
                 for part in (".weight", ".bias"):

@@ -13,6 +13,7 @@ from lmcli.config.training import CHANGEABLE, TrainingConfig
 from lmcli.dataset.store import Dataset
 from lmcli.errors import DataError, MismatchError, UsageError
 from lmcli.model.presets import preset
+from lmcli.model.transformer import parameters as parameters
 from lmcli.text.tokenizer import Tokenizer
 from lmcli.training import checkpoint, precision
 
