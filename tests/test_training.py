@@ -66,7 +66,7 @@ def test_resumed_equals_never_interrupted(cli, tiny_copy, optimizer):
 
 
 def test_it_learns(cli, tiny_copy):
-    args = ["--steps", 60, "--lr", 0.01, "--eval-every", 20]
+    args = ["--steps", 120, "--lr", 0.01, "--eval-every", 40]
     assert train(cli, "--name", "learner", *args).code == 0
     lines = (tiny_copy / "runs/learner" / layout.METRICS).read_text().splitlines()
     losses = [json.loads(line) for line in lines]

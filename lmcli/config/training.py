@@ -17,9 +17,7 @@ class StartConfig:
     """What a new run starts from."""
 
     data: str | None = option(None, "dataset to train on; a new run needs one")
-    preset: str | None = option(
-        None, "model shape, nano to gpt2-xl; the settings below win over it"
-    )
+    preset: str | None = option(None, "model shape, nano to gpt2-xl; settings win over it")
 
 
 @dataclass(frozen=True, kw_only=True)

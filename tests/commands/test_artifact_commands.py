@@ -1,6 +1,7 @@
 """lmcli ls, show, status, verify, rm and doctor on a trained run, whole and damaged."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
