@@ -45,6 +45,9 @@ def their_tokenizer(folder: Path, text: str, vocab_size: int = 300) -> int:
     )
     inner.train_from_iterator([text], trainer)
     inner.model.save(str(folder))
+    vocab = json.loads((folder / "vocab.json").read_text())
+    (folder / "vocab.json").write_text(json.dumps(vocab | {"<|endoftext|>": len(vocab)}))
+    inner.model = models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
     inner.add_special_tokens(["<|endoftext|>"])
     inner.save(str(folder / "tokenizer.json"))
     return inner.get_vocab_size()
@@ -376,7 +379,7 @@ REFUSALS = {
     "no tokenizer": (
         lambda f: [(f / n).unlink() for n in ("tokenizer.json", "merges.txt")],
         66,
-        "merges.txt: no such file",
+        "no tokenizer.json here",
     ),
     "a pickle": (
         lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
@@ -421,7 +424,7 @@ REFUSALS = {
         78,
         "layers cannot be in 28 tensors",
     ),
-    "other eos": (lambda f: edit(f / "config.json", eos_token_id=7), 78, "eos_token_id is 7"),
+    "other eos": (lambda f: edit(f / "config.json", eos_token_id=999), 78, "eos_token_id 999"),
     "vocabulary": (
         lambda f: edit(f / "config.json", vocab_size=304),
         78,

@@ -12,15 +12,16 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer as HFTokenizer
-from tokenizers import decoders, models, pre_tokenizers, processors
+from tokenizers import processors
 from torch import Tensor
 
 from lmcli.artifacts import files
 from lmcli.config.model import ModelConfig
-from lmcli.errors import DataError, MismatchError, MissingInputError, RefusedError
+from lmcli.errors import DataError, MismatchError, MissingInputError, RefusedError, UsageError
 from lmcli.interop.family import Family
 from lmcli.interop.gpt2 import GPT2
-from lmcli.text.tokenizer import END_OF_TEXT, Tokenizer
+from lmcli.text import imported
+from lmcli.text.tokenizer import Tokenizer
 
 FAMILIES = {family.model_type: family for family in (GPT2,)}
 CONFIG, MODEL, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -51,12 +52,9 @@ def read(folder: Path) -> Folder:
         kinds = ", ".join(FAMILIES)
         raise MismatchError(f"{config_path}: model_type {config.get('model_type')!r}, not {kinds}")
     shards = _shards(folder)
-    tokenizer, tokenizer_files = _tokenizer(folder)
+    tokenizer, tokenizer_files = _tokenizer(folder, config.get("eos_token_id"))
     try:
         model = family.read_config(config)
-        eos = config.get("eos_token_id")
-        if eos is not None and tokenizer.eos_id not in (eos if isinstance(eos, list) else (eos,)):
-            raise MismatchError(f"eos_token_id is {eos}, but the tokenizer's {tokenizer.eos_id}")
         if model.vocab_size != tokenizer.vocab_size:  # nothing is resized
             raise MismatchError(
                 f"vocab_size is {model.vocab_size}, but the tokenizer has {tokenizer.vocab_size}"
@@ -110,33 +108,14 @@ def _shards(folder: Path) -> list[Path]:
     raise MissingInputError(f"{folder}: no {MODEL} and no {INDEX}")
 
 
-def _tokenizer(folder: Path) -> tuple[Tokenizer, list[Path]]:
-    """Byte-level BPE from tokenizer.json, or from GPT-2's vocab.json and merges.txt.
-
-    What it puts around a text is left out: here the engine does that.
-    """
-    names = [TOKENIZER] if (folder / TOKENIZER).exists() else ["vocab.json", "merges.txt"]
-    paths = [_inside(folder, name) for name in names]
+def _tokenizer(folder: Path, eos: Any) -> tuple[Tokenizer, list[Path]]:
+    """The tokenizer of the folder and its files; `eos` is the id that the config gives."""
+    paths = [_inside(folder, path.name) for path in imported.find([str(folder)])]
+    eos = eos[0] if isinstance(eos, list) and eos else eos
     try:
-        if names == [TOKENIZER]:
-            inner = HFTokenizer.from_file(str(paths[0]))
-        else:
-            inner = HFTokenizer(models.BPE.from_file(*map(str, paths)))
-            inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-            inner.decoder = decoders.ByteLevel()
-            inner.add_special_tokens([END_OF_TEXT])
-        inner.post_processor = None
-        inner.no_padding()
-        inner.no_truncation()
-        tokenizer = Tokenizer(inner)
-        tokenizer.decode_bytes([])
-    except DataError as error:
-        raise DataError(f"{paths[0]}: {error}") from None
-    except KeyError as error:
-        raise MismatchError(f"{paths[0]}: not byte-level BPE ({error} is no byte)") from None
-    except Exception as error:  # the library raises plain Exception for a bad file
-        raise DataError(f"{paths[0]}: not a tokenizer ({error})") from None
-    return tokenizer, paths
+        return imported.load(paths, eos if isinstance(eos, int) else None), paths
+    except UsageError:
+        raise MismatchError(f"{folder}: eos_token_id {eos} is no token of the tokenizer") from None
 
 
 def write(

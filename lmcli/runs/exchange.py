@@ -13,8 +13,8 @@ from lmcli.errors import MismatchError, UsageError
 from lmcli.interop import card, huggingface
 from lmcli.runs.config import RunConfig
 from lmcli.runs.start import create
-from lmcli.text.readers import fingerprint
-from lmcli.text.tokenizer import Tokenizer
+from lmcli.text.sources import fingerprint
+from lmcli.text.tokenizer import Tokenizer, write
 from lmcli.training import checkpoint
 
 
@@ -43,9 +43,7 @@ def _keep_tokenizer(
     path, data = layout.new(root, "tokenizer", Path(name).name), tokenizer.to_bytes()
     with creating(path, root, "tokenizer", force):
         if not path.exists():
-            with files.staged_directory(path) as folder:
-                files.write_file(folder / layout.TOKENIZER, data)
-                manifest.write(folder, "tokenizer", path.name, config=recorded)
+            write(path, tokenizer, {"algorithm": "imported", **recorded})
         made = manifest.read(path, "tokenizer", hashes=True)
         if (path / layout.TOKENIZER).read_bytes() != data:
             raise MismatchError(
