@@ -21,6 +21,7 @@ from lmcli.errors import DataError, MismatchError, MissingInputError, StorageErr
 
 TEMPORARY = ".tmp-"
 TRASH = ".trash"
+EMPTY = hashlib.sha256().hexdigest()
 
 # Called with (operation, path, target of a rename) after each operation.
 observe: Callable[[str, Path, Path | None], None] | None = None
@@ -190,7 +191,7 @@ def commit_directory(temporary: Path, final: Path) -> None:
     mask = os.umask(0)
     os.umask(mask)
 
-    for path in sorted(temporary.rglob("*")):
+    for path in inside(temporary):
         if path.is_dir():
             sync_directory(path)
         else:
@@ -198,6 +199,20 @@ def commit_directory(temporary: Path, final: Path) -> None:
             _sync(path)
     sync_directory(temporary)
     move(temporary, final)
+
+
+def inside(folder: Path) -> list[Path]:
+    """Everything under `folder`, sorted; OSError for what cannot be listed, where rglob is silent.
+
+    What a living run removes meanwhile is left out.
+    """
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
+    walk = os.walk(folder, onerror=refuse)
+    return sorted(Path(where, name) for where, *lists in walk for names in lists for name in names)
 
 
 def remove(path: Path) -> None:
@@ -270,6 +285,9 @@ class Stream:
         self._held.clear()
 
 
+_MEND = "restore it, or move the later checkpoints away to train again from an earlier one"
+
+
 class Log:
     """An append-only file of JSON lines that knows the length and hash of what it holds.
 
@@ -280,14 +298,18 @@ class Log:
     def __init__(self, path: Path, length: int | None = None, sha256: str = "") -> None:
         self.path = path
         self._named = False
-        data = path.read_bytes() if path.exists() else b""
+        data = _read_log(path)
         keep = data.rfind(b"\n") + 1 if length is None else length
         if len(data) < keep:
-            raise DataError(f"{path}: {len(data)} bytes, but the checkpoint recorded {keep}")
+            raise DataError(
+                f"{path}: {len(data)} bytes, but the checkpoint recorded {keep}; {_MEND}"
+            )
         self.length = keep
         self._hash = hashlib.sha256(data[:keep])
         if sha256 and self.sha256 != sha256:
-            raise DataError(f"{path}: its first {keep} bytes are not what the checkpoint recorded")
+            raise DataError(
+                f"{path}: its first {keep} bytes are not what the checkpoint recorded; {_MEND}"
+            )
         if len(data) > keep:
             _do("truncate", lambda: os.truncate(path, keep), path)
 
@@ -311,15 +333,19 @@ class Log:
         return self._hash.hexdigest()
 
 
+def _read_log(path: Path) -> bytes:
+    if path.is_dir():
+        raise DataError(f"{path}: a folder where a log belongs; remove it or restore the file")
+    return path.read_bytes() if path.exists() else b""
+
+
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The complete lines of a JSON-lines log; a torn last line is left out."""
-    if not path.exists():
-        return []
-    whole, _, _ = path.read_bytes().rpartition(b"\n")
+    whole, _, _ = _read_log(path).rpartition(b"\n")
     try:
         records = [json.loads(line) for line in whole.split(b"\n") if line]
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not JSON lines ({error})") from None
+        raise DataError(f"{path}: not JSON lines ({error}); restore it") from None
     if not all(isinstance(record, dict) for record in records):
-        raise DataError(f"{path}: a line is not a JSON object")
+        raise DataError(f"{path}: not JSON objects, one a line; restore it")
     return records

@@ -14,6 +14,10 @@ from lmcli.artifacts import files, layout, lock, manifest
 from lmcli.artifacts.manifest import Manifest
 from lmcli.errors import LmcliError
 
+ENDED = ("finished", "interrupted")  # states of a run after which nothing is written
+# What reading JSON of the wrong shape raises.
+_HOSTILE = (KeyError, TypeError, AttributeError, ValueError)
+
 
 @dataclass(frozen=True)
 class Artifact:
@@ -77,6 +81,7 @@ def users(root: Path, path: Path) -> list[str]:
 def status(run: Path) -> dict[str, Any]:
     """A run's status.json with its last losses; a dead "running" process counts as interrupted."""
     value = files.read_sealed(run / layout.STATUS) if (run / layout.STATUS).exists() else {}
+    value.pop("run_id", None)  # for `verify`
     value = {"state": "created", "step": 0, "exit": None, "reason": "", "resumable": True} | value
     if value["state"] == "running" and not lock.is_held(run / layout.LOCK):
         value |= {"state": "interrupted", "reason": "its process is gone", "resumable": True}
@@ -102,7 +107,7 @@ def checkpoints(run: Path) -> dict[str, Any]:
 
 def verify(path: Path) -> tuple[list[str], int, int]:
     """(problems, files read, bytes read) of an artifact, a run's checkpoints and logs included."""
-    is_run = any((path / n).exists() for n in (layout.CONFIG, layout.STATUS, layout.CHECKPOINTS))
+    is_run = _is_run(path)
     folders = [path]
     problems = manifest.verify(path, foreign=not is_run)
     if is_run:
@@ -113,7 +118,8 @@ def verify(path: Path) -> tuple[list[str], int, int]:
             if folder.is_dir():  # a living run prunes old ones meanwhile
                 folders.append(folder)
                 problems += found
-        problems += _living_problems(path) + _eval_problems(path) + _foreign(path)
+        problems += _living_problems(path) + _index_problems(path)
+        problems += _eval_problems(path) + _foreign(path)
     n_files = n_bytes = 0
     for folder in folders:
         try:
@@ -122,6 +128,13 @@ def verify(path: Path) -> tuple[list[str], int, int]:
             continue
         n_files, n_bytes = n_files + len(listed), n_bytes + sum(e["bytes"] for e in listed)
     return problems, n_files, n_bytes
+
+
+def _is_run(path: Path) -> bool:
+    """What the manifest says; where that is damaged, whether it looks like one."""
+    with contextlib.suppress(LmcliError):
+        return manifest.parse(path).kind == "run"
+    return any((path / n).exists() for n in (layout.CONFIG, layout.STATUS, layout.CHECKPOINTS))
 
 
 def _checkpoint_problems(run: Path, checkpoint: Path) -> list[str]:
@@ -133,11 +146,20 @@ def _checkpoint_problems(run: Path, checkpoint: Path) -> list[str]:
         manifest.check_checkpoint(run, checkpoint)
         state = files.read_json(checkpoint / layout.STATE)
         size, sha256 = state["metrics_bytes"], state["metrics_sha256"]
-        return _start_problems(run / layout.METRICS, checkpoint.name, size, sha256)
-    except KeyError as error:
-        return [f"{checkpoint / layout.STATE}: {error} is missing"]
+        ended = _ended(run, state["step"])
+        return _start_problems(run / layout.METRICS, checkpoint.name, size, sha256, ended)
+    except _HOSTILE as error:
+        return [f"{checkpoint / layout.STATE}: not the state of a checkpoint ({error!r})"]
     except LmcliError as error:
         return [str(error)]
+
+
+def _ended(run: Path, step: int) -> bool:
+    """Whether the run ended at this step by its own will, so that nothing was logged after it."""
+    with contextlib.suppress(LmcliError):
+        status = files.read_sealed(run / layout.STATUS)
+        return status.get("state") in ENDED and status.get("step") == step
+    return False
 
 
 def _start_problems(log: Path, who: str, size: int, sha256: str, whole: bool = False) -> list[str]:
@@ -153,46 +175,63 @@ def _start_problems(log: Path, who: str, size: int, sha256: str, whole: bool = F
     return []
 
 
+def log_problems(run: Path, name: str, status: dict[str, Any], whole: bool = False) -> list[str]:
+    """Whether a log still starts with (or, `whole`, still is) what a run's status recorded."""
+    try:
+        entry = status.get("logs", {}).get(name, {"bytes": 0, "sha256": files.EMPTY})
+        size, sha256 = entry["bytes"], entry["sha256"]
+        return _start_problems(run / name, layout.STATUS, size, sha256, whole)
+    except _HOSTILE as error:
+        return [f"{run / layout.STATUS}: not the status of a run ({error!r})"]
+
+
 def _living_problems(run: Path) -> list[str]:
     """Files that change while a run lives: sealed, or recorded up to some length by the status."""
     problems = []
     status: dict[str, Any] = {}
-    index: dict[str, Any] = {}
     try:
         if (run / layout.STATUS).exists():
             status = files.read_sealed(run / layout.STATUS)
-        if (run / layout.CHECKPOINTS / layout.INDEX).exists():
-            index = files.read_sealed(run / layout.CHECKPOINTS / layout.INDEX)
     except LmcliError as error:
         problems.append(str(error))
-    ended = status.get("state") in ("finished", "interrupted")  # nothing was written after it
-    for name, entry in status.get("logs", {}).items():
-        size, sha256 = entry["bytes"], entry["sha256"]
-        problems += _start_problems(run / name, layout.STATUS, size, sha256, ended)
+    ended = status.get("state") in ENDED
+    with contextlib.suppress(LmcliError):
+        if status and status.get("run_id") != manifest.parse(run).id:
+            problems.append(f"{run / layout.STATUS}: it is of another run")
+    for name in (layout.PERF, layout.EVENTS):
+        problems += log_problems(run, name, status, ended)
     for name in (layout.METRICS, layout.PERF, layout.EVENTS):
         try:
             files.read_log(run / name)
         except LmcliError as error:
             problems.append(str(error))
-    for path in (run / layout.STATUS, run / layout.CHECKPOINTS / layout.INDEX):
-        if not path.exists() and (ended or (run / layout.PERF).exists() and path.parent == run):
-            problems.append(f"{path}: missing")
-    for what in ("last", "best"):
-        if index.get(what) is not None and not layout.checkpoint(run, index[what]).is_dir():
-            problems.append(f"{layout.checkpoint(run, index[what])}: missing, but it is the {what}")
+    if not (run / layout.STATUS).exists() and (run / layout.PERF).exists():
+        problems.append(f"{run / layout.STATUS}: missing")
     return problems
 
 
-def event_problems(run: Path) -> list[str]:
-    """Whether the decisions of a run are still those that its status recorded."""
+def _index_problems(run: Path) -> list[str]:
+    """The index names checkpoints that are there, and once a run has ended what the newest says."""
+    path = run / layout.CHECKPOINTS / layout.INDEX
+    newest = max(map(layout.step_of, path.parent.glob("step-*")), key=lambda s: s or 0, default=0)
+    ended = newest and _ended(run, newest)
+    if not path.exists():
+        return [f"{path}: missing"] if ended else []
     try:
-        status = files.read_sealed(run / layout.STATUS) if (run / layout.STATUS).exists() else {}
-    except LmcliError:
-        return []  # the next status replaces it; `lmcli verify` names it
-    entry = status.get("logs", {}).get(layout.EVENTS)
-    if entry is None:
-        return []
-    return _start_problems(run / layout.EVENTS, layout.STATUS, entry["bytes"], entry["sha256"])
+        index = files.read_sealed(path)
+        lost = {index["last"], index["best"] or index["last"]}
+        lost = {step for step in lost if not layout.checkpoint(run, step).is_dir()}
+        if lost:
+            return [f"{layout.checkpoint(run, s)}: missing, but in {path}" for s in sorted(lost)]
+        state = files.read_json(layout.checkpoint(run, index["last"]) / layout.STATE)
+        best = state["best"]["step"] if state["best"] else None
+        if ended and (index["last"], index["best"]) != (newest, best):
+            return [f"{path}: not what the newest checkpoint says"]
+    except _HOSTILE as error:
+        return [f"{path}: not an index ({error!r})"]
+    except LmcliError as error:
+        return [str(error)]
+    return []
 
 
 def _eval_problems(run: Path) -> list[str]:
@@ -206,8 +245,8 @@ def _eval_problems(run: Path) -> list[str]:
                 problems.append(f"{path}: its content belongs under another name")
             elif value["run_id"] != manifest.read(run).id:
                 problems.append(f"{path}: it is of another run")
-        except KeyError as error:
-            problems.append(f"{path}: {error} is missing")
+        except _HOSTILE as error:
+            problems.append(f"{path}: not an evaluation ({error!r})")
         except LmcliError as error:
             problems.append(str(error))
     return problems
@@ -216,7 +255,7 @@ def _eval_problems(run: Path) -> list[str]:
 def _foreign(run: Path) -> list[str]:
     """What nobody of lmcli put there; what a killed process left is swept by the next one."""
     strangers = []
-    for path in sorted(run.rglob("*")):
+    for path in files.inside(run):
         name = path.relative_to(run).as_posix()
         if any(part.startswith(files.TEMPORARY) for part in name.split("/")):
             continue

@@ -59,7 +59,7 @@ def write(
 
     `environment` is recorded with when, where and by which command, apart from the id.
     """
-    inside = (p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file())
+    inside = (p.relative_to(directory).as_posix() for p in files.inside(directory) if p.is_file())
     names = sorted(name for name in inside if name != layout.MANIFEST)
     table = {
         n: {"bytes": (directory / n).stat().st_size, "sha256": files.sha256_file(directory / n)}
@@ -74,7 +74,7 @@ def write(
 
 def read(directory: Path, kind: str | None = None, hashes: bool = False) -> Manifest:
     """The manifest of a complete artifact whose files have the recorded sizes (and hashes)."""
-    manifest = _parse(directory)
+    manifest = parse(directory)
     if kind is not None and manifest.kind != kind:
         raise MismatchError(f"{directory} is a {manifest.kind}, not a {kind}")
     for problem in _problems(directory, manifest, hashes):
@@ -82,7 +82,7 @@ def read(directory: Path, kind: str | None = None, hashes: bool = False) -> Mani
     return manifest
 
 
-def _parse(directory: Path) -> Manifest:
+def parse(directory: Path) -> Manifest:
     """The manifest alone, believed only as far as its own hashes; files are not looked at."""
     if not directory.is_dir():
         raise MissingInputError(f"{directory}: no such artifact")
@@ -138,14 +138,14 @@ def check_checkpoint(run: Path, checkpoint: Path) -> Manifest:
 def verify(directory: Path, foreign: bool = True) -> list[str]:
     """Every problem found by reading every byte; `foreign` also names files nobody listed."""
     try:
-        manifest = _parse(directory)
+        manifest = parse(directory)
     except LmcliError as error:
         return [str(error)]
     problems = list(_problems(directory, manifest, True))
     if foreign:
         known = {*manifest.files, layout.MANIFEST}
         folders = {parent.as_posix() for name in known for parent in Path(name).parents}
-        for path in sorted(directory.rglob("*")):
+        for path in files.inside(directory):
             name = path.relative_to(directory).as_posix()
             if name not in (folders if path.is_dir() and not path.is_symlink() else known):
                 problems.append(f"{path}: not listed in the manifest; not written by lmcli")

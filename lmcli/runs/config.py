@@ -15,7 +15,7 @@ from lmcli.errors import DataError, MismatchError, UsageError
 from lmcli.model.presets import preset
 from lmcli.model.transformer import parameters as parameters
 from lmcli.text.tokenizer import Tokenizer
-from lmcli.training import checkpoint, precision
+from lmcli.training import checkpoint, events, precision
 
 CONFIG_FORMAT = 1
 
@@ -72,12 +72,9 @@ class RunConfig:
 
     def now(self, run: Path) -> TrainingConfig:
         """The training settings after the run's recorded changes."""
-        path, training = run / layout.EVENTS, self.training
-        for event in files.read_log(path):
-            try:
-                training = dataclasses.replace(training, **event.get("change", {}))
-            except (TypeError, UsageError) as error:
-                raise DataError(f"{path}: {event} cannot be replayed ({error})") from None
+        training = self.training
+        for event in events.read(run):
+            training = dataclasses.replace(training, **event.get("change", {}))
         return training
 
     def as_json(self) -> dict[str, Any]:
@@ -117,8 +114,10 @@ def plan(root: Path, asked: Asked) -> tuple[RunConfig, Dataset, Path | None]:
     if asked.data is None:
         raise UsageError("--data names the dataset of a new run; build one: lmcli data build")
     data, given, start, origin = asked.data, asked.given, None, {}
-    dataset = Dataset.open(layout.find(root, data, "dataset"))
+    dataset = Dataset.open(layout.find(root, data, "dataset"), hashes=True)
     tokenizer = Tokenizer.load(dataset.path / layout.TOKENIZER)
+    if dataset.vocab_size != tokenizer.vocab_size:
+        raise DataError(f"{dataset.path}: its vocab_size is not its tokenizer's; rebuild it")
     if asked.origin is None:
         model = shape(asked.preset or "nano", given)
     else:

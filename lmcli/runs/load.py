@@ -99,7 +99,7 @@ def evaluate(
     trained_on = loaded.config.data
     if data is None and not trained_on:
         raise UsageError(f"--data names the dataset to score on: {loaded.path.name} was imported")
-    dataset = Dataset.open(layout.find(root, data or trained_on["name"], "dataset"))
+    dataset = Dataset.open(layout.find(root, data or trained_on["name"], "dataset"), hashes=True)
     if data is None and dataset.manifest.id != trained_on["id"]:
         raise MismatchError(
             f"{trained_on['name']} is no longer the dataset that {loaded.path.name} was trained "

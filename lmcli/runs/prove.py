@@ -8,7 +8,7 @@ from lmcli.errors import UsageError
 from lmcli.runs.config import Asked
 from lmcli.runs.start import open_trainer
 from lmcli.signals import StopRequest
-from lmcli.training import checkpoint
+from lmcli.training import checkpoint, events
 
 
 def prove(root: Path, reference: str, steps: int) -> dict[str, Any]:
@@ -23,6 +23,7 @@ def prove(root: Path, reference: str, steps: int) -> dict[str, Any]:
     copy = run.with_name(f"{files.TEMPORARY}prove-{run.name}") / run.name
     with lock.hold(run / layout.LOCK, f"run {run.name}"):
         folder, state = checkpoint.choose(run, "last")
+        events.read(run)
         found = checkpoint.newest(run, at_most=max(0, state.step - steps))
         first = found[1].step if found else 0
         if not found and steps < state.step:

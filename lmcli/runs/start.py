@@ -13,14 +13,14 @@ from typing import Any
 from torch import Tensor
 
 from lmcli import console
-from lmcli.artifacts import files, inventory, layout, lock, manifest
+from lmcli.artifacts import files, layout, lock, manifest
 from lmcli.artifacts.again import creating
 from lmcli.config.evaluation import EvaluationConfig
 from lmcli.config.model import ModelConfig
 from lmcli.config.units import show_count
 from lmcli.dataset.batches import Windows
 from lmcli.dataset.store import Dataset
-from lmcli.errors import DataError, MismatchError, UsageError
+from lmcli.errors import MismatchError, UsageError
 from lmcli.evaluation.evaluate import SplitScorer
 from lmcli.inference.engine import Engine
 from lmcli.metrics import perplexity
@@ -28,7 +28,7 @@ from lmcli.model.transformer import Transformer
 from lmcli.runs.config import Asked, RunConfig, changes, plan
 from lmcli.signals import StopRequest
 from lmcli.text.tokenizer import Tokenizer
-from lmcli.training import checkpoint, precision
+from lmcli.training import checkpoint, events, precision
 from lmcli.training.optimizers import Optimizer
 from lmcli.training.precision import Machine
 from lmcli.training.trainer import Evaluate, Trainer, gradients, write_status
@@ -144,21 +144,24 @@ def open_trainer(root: Path, run: Path, asked: Asked) -> Trainer | None:
     """
     stored = RunConfig.trained(run)
     found = checkpoint.newest(run)
+    if found is None and checkpoint.list_steps(run):
+        console.warn(f"no checkpoint is good; {run.name} starts again from step 0")
     state = found[1] if found else checkpoint.START
     step = state.step
-    for problem in inventory.event_problems(run):
-        raise DataError(problem)
     current = stored.now(run)
     change = changes(stored, current, asked)
+    for problem in events.harmless_problems(run):
+        console.warn(problem)
+    logs = [files.Log(run / name) for name in (layout.PERF, layout.EVENTS)]
     if step >= change.get("steps", current.steps):
         if "steps" in change:
             raise UsageError(f"--steps {change['steps']}: {run.name} is already at step {step}")
         console.say(f"run {run.name} is finished at step {step}; --steps N trains on")
-        logs = [files.Log(run / name) for name in (layout.PERF, layout.EVENTS)]
         checkpoint.settle(run, state, current.keep_last)
         write_status(run, "finished", step, current.steps, 0, logs)
         return None
-    dataset = Dataset.open(layout.find(root, asked.data or stored.data["name"], "dataset"))
+    path = layout.find(root, asked.data or stored.data["name"], "dataset")
+    dataset = Dataset.open(path, hashes=True)
     if dataset.manifest.id != stored.data["id"]:
         raise MismatchError(
             f"run {run.name} was started on dataset {stored.data['id'][:12]}, but "
@@ -180,9 +183,11 @@ def open_trainer(root: Path, run: Path, asked: Asked) -> Trainer | None:
         machine,
         validation(run, stored.model, dataset, current.eval_tokens, machine),
     )
-    if change:
-        trainer.decide({"step": step, "change": change})
     trainer.restore(found)
+    if change:
+        # First, because a status that says finished promises that nothing comes after it.
+        write_status(run, "running", step, current.steps, None, logs)
+        trainer.decide({"step": step, "change": change})
     if found and step:
         console.say(f"continuing {run.name} from step {step} of {current.steps}")
         other = machine.differences(manifest.read(found[0]).made)

@@ -49,10 +49,11 @@ class Tokenizer:
     def load(cls, path: Path) -> "Tokenizer":
         if not path.is_file():
             raise MissingInputError(f"{path}: no such tokenizer")
+        data = path.read_bytes()
         try:
-            added = json.loads(path.read_bytes())["added_tokens"]
+            added = json.loads(data)["added_tokens"]
             roles = {role: token["content"] for token in added for role in token.get("roles", ())}
-            return cls(HFTokenizer.from_file(str(path)), roles or OWN)
+            return cls(HFTokenizer.from_buffer(data), roles or OWN)
         except DataError as error:
             raise DataError(f"{path}: {error}") from None
         except Exception as error:  # the library raises plain Exception for a bad file

@@ -21,7 +21,14 @@ from torch import Tensor, nn
 
 from lmcli import console
 from lmcli.artifacts import files, layout, manifest
-from lmcli.errors import DataError, DivergedError, LmcliError, MismatchError, StorageError
+from lmcli.errors import (
+    DataError,
+    DivergedError,
+    LmcliError,
+    MismatchError,
+    StorageError,
+    out_of_memory,
+)
 from lmcli.training.optimizers import Optimizer
 
 
@@ -83,8 +90,12 @@ def _save_tensors(tensors: Mapping[str, Tensor], path: Path, step: int) -> None:
 def load_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return dict(load_file(path))
-    except (SafetensorError, OSError) as error:
+    except SafetensorError as error:
         raise DataError(f"{path}: not readable as safetensors ({error})") from None
+    except (OSError, RuntimeError) as error:  # for safetensors whatever cannot be opened is missing
+        if out_of_memory(error) or not path.exists():
+            raise
+        raise StorageError(f"{path}: cannot be opened ({error})") from None
 
 
 def list_steps(run: Path) -> list[int]:
@@ -104,7 +115,7 @@ def newest(run: Path, at_most: int | None = None) -> tuple[Path, State] | None:
                 continue
             try:
                 return folder, read_state(run, folder)
-            except MismatchError:
+            except (MismatchError, StorageError):  # a disk that refuses is not a damaged file
                 raise
             except (LmcliError, FileNotFoundError) as error:
                 if folder.is_dir():
@@ -116,21 +127,28 @@ def newest(run: Path, at_most: int | None = None) -> tuple[Path, State] | None:
 
 
 def choose(run: Path, which: str) -> tuple[Path, State]:
-    """The checkpoint to use for `last`, `best` or a step number."""
-    found = newest(run)
-    if found is None:
+    """The checkpoint to use for `last`, `best` or a step number, and never another one: a
+    damaged one is a DataError that says what else there is."""
+    steps = list_steps(run)
+    if not steps:
         raise DataError(f"{run}: no checkpoint yet; train it first")
-    if which == "last":
-        return found
-    if which == "best":
-        step = found[1].best["step"] if found[1].best else found[1].step
-    else:
-        step = int(which)
-    folder = layout.checkpoint(run, step)
-    if not folder.is_dir():
-        steps = ", ".join(str(s) for s in list_steps(run))
-        raise DataError(f"{run}: no checkpoint at step {step}; there are {steps}")
-    return folder, read_state(run, folder)
+    listing = ", ".join(map(str, steps))
+    try:
+        step = steps[-1]
+        if which == "best":
+            best = read_state(run, layout.checkpoint(run, step)).best
+            step = best["step"] if best else step
+        elif which != "last":
+            step = int(which)
+        folder = layout.checkpoint(run, step)
+        if folder.is_dir():
+            return folder, read_state(run, folder)
+    except DataError as error:
+        again = f"; `lmcli train --name {run.name}` makes the last one again"
+        raise DataError(
+            f"{error}; use another checkpoint of {listing}{again if step == steps[-1] else ''}"
+        ) from None
+    raise DataError(f"{run}: no checkpoint at step {step}; there are {listing}")
 
 
 def read_state(run: Path, folder: Path) -> State:
@@ -148,8 +166,9 @@ def read_state(run: Path, folder: Path) -> State:
 def load_weights(model: nn.Module, folder: Path) -> None:
     """Copies a checkpoint's weights into `model`; names and shapes must match exactly."""
     path = folder / layout.MODEL
+    tensors = load_tensors(path)
     try:
-        model.load_state_dict(load_tensors(path), strict=True)
+        model.load_state_dict(tensors, strict=True)
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise MismatchError(f"{path}: does not fit the run's config: {first}") from None

@@ -28,13 +28,14 @@ from lmcli.errors import (
     Interrupted,
     LmcliError,
     OutOfMemoryError,
+    exit_code,
     out_of_memory,
 )
 from lmcli.model.loss import summed_nll
 from lmcli.model.transformer import Transformer
 from lmcli.randomness import mix
 from lmcli.signals import StopRequest
-from lmcli.training import checkpoint, health
+from lmcli.training import checkpoint, events, health
 from lmcli.training.checkpoint import State
 from lmcli.training.health import Verdict
 from lmcli.training.optimizers import Optimizer
@@ -68,7 +69,7 @@ class Trainer:
         self._skips: dict[int, str] = {}
         self._rewinds: list[tuple[int, int]] = []  # step, batches left out after it
         self.events = files.Log(run / layout.EVENTS)
-        for event in files.read_log(run / layout.EVENTS):
+        for event in events.read(run):
             self._replay(event)
         self.perf = files.Log(run / layout.PERF)
         self.state = checkpoint.START
@@ -86,18 +87,14 @@ class Trainer:
         return step - 1 + sum(n for at, n in self._rewinds if at < step)
 
     def _replay(self, event: dict[str, Any]) -> None:
-        try:
-            step = int(event["step"])
-            if "change" in event:
-                changed = dataclasses.replace(self._configs[-1][1], **event["change"])
-                self._configs.append((step, changed))
-            elif "rewind" in event:
-                self._rewinds.append((step, int(event["rewind"])))
-            else:
-                self._skips[step] = event["skip"]
-        except (KeyError, TypeError, ValueError) as error:
-            where = self.run / layout.EVENTS
-            raise DataError(f"{where}: {event} cannot be replayed ({error!r})") from None
+        step = event["step"]
+        if "change" in event:
+            changed = dataclasses.replace(self._configs[-1][1], **event["change"])
+            self._configs.append((step, changed))
+        elif "rewind" in event:
+            self._rewinds.append((step, event["rewind"]))
+        else:
+            self._skips[step] = event["skip"]
 
     def decide(self, event: dict[str, Any]) -> None:
         """Puts a decision into the run, durably, before anything follows from it."""
@@ -124,9 +121,7 @@ class Trainer:
         self.metrics = files.Log(
             self.run / layout.METRICS, state.metrics_bytes, state.metrics_sha256
         )
-        perf = files.read_log(self.run / layout.PERF)
-        seconds = (r["seconds"] for r in perf if r.get("step", 0) <= state.step)
-        self._began = time.monotonic() - max(seconds, default=0.0)
+        self._began = time.monotonic() - _seconds(self.run / layout.PERF, state.step)
         checkpoint.settle(self.run, state, self.config.keep_last)
 
     def fit(self, stop: StopRequest, until: int | None = None) -> State:
@@ -139,8 +134,7 @@ class Trainer:
             self._loop(stop, until or self.config.steps)
         except BaseException as error:
             kind = "interrupted" if isinstance(error, Interrupted) else "failed"
-            code = 71 if out_of_memory(error) else 1
-            code = error.exit_code if isinstance(error, LmcliError) else code
+            code = exit_code(error)
             reason = str(error) if code != 1 else f"{type(error).__name__}: {error}"
             with contextlib.suppress(LmcliError):  # the disk may be what failed
                 self._status(kind, code, reason)
@@ -301,6 +295,16 @@ class Trainer:
         write_status(self.run, state, self.state.step, self.config.steps, code, logs, reason)
 
 
+def _seconds(perf: Path, step: int) -> float:
+    """How long the run had taken up to a step; a log of timings that cannot be read is no reason
+    to stop."""
+    try:
+        return max((r["seconds"] for r in files.read_log(perf) if r["step"] <= step), default=0.0)
+    except (DataError, KeyError, TypeError) as error:
+        console.warn(f"{perf}: cannot be read, so times start from 0 ({error})")
+        return 0.0
+
+
 def gradients(
     model: Transformer,
     batches: Windows,
@@ -344,6 +348,7 @@ def write_status(
 ) -> None:
     """Replaces status.json: running, finished, interrupted or failed, and how long its logs are."""
     value = {
+        "run_id": manifest.read(run, "run").id,
         "state": state,
         "step": step,
         "steps": steps,
