@@ -60,6 +60,7 @@ def build(
       zcat dump.gz | lmcli data build - --document line --tokenizer bpe32k --name dump
     """
     from lmcli.dataset.build import build as build_dataset
+    from lmcli.text.readers import Reader
 
     split, read = pick(SplitConfig, creation.given), pick(ReadConfig, creation.given)
     path = layout.new(creation.root, "dataset", name)
@@ -79,7 +80,7 @@ def build(
         "dataset",
         path,
         dataclasses.asdict(split) | dataclasses.asdict(read),
-        {"train": files, "val": val, "test": test},
+        inputs,
         lambda readers, recorded: build_dataset(path, readers, tokenizer_path, split, recorded),
         parents,
     )

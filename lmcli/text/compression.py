@@ -53,8 +53,8 @@ class Compression:
     def add(self, piece: Piece) -> None:
         text, place, name = piece.text, 0, "other"
         code = format_of(Path(piece.where.partition(":")[0])) == "code"
-        ids, spans = self._tokenizer.encode_spans(text)
-        for i, (start, end) in zip(ids, spans, strict=True):
+        spans = self._tokenizer.spans(text)
+        for i, start, end in spans:
             name = "code" if code else script(text[start:end])
             self.tokens[name] += 1
             self.bytes[name] += len(text[place:end].encode())
@@ -62,7 +62,7 @@ class Compression:
             self.unknown += (end - start) * (i == self._tokenizer.unknown_id)
         self.bytes[name] += len(text[place:].encode())
         self.words += len(text.split())
-        self.losses.add(text, self._tokenizer.decode(ids))
+        self.losses.add(text, self._tokenizer.decode([i for i, _, _ in spans]))
 
     def facts(self) -> dict[str, Any]:
         size, tokens = self.bytes.total(), self.tokens.total()

@@ -34,8 +34,8 @@ def find(inputs: Sequence[str]) -> list[Path]:
     return sorted(paths, key=lambda path: path.suffix != ".json")
 
 
-def load(paths: Sequence[Path], eos: str | None = None) -> Tokenizer:
-    """The tokenizer of the files that `find` found; `eos` names the token that ends a text.
+def load(paths: Sequence[Path], eos: str | int | None = None) -> Tokenizer:
+    """The tokenizer of the files that `find` found; `eos` is the token that ends a text, or its id.
 
     Special tokens are the well-known ones of its vocabulary. Without a `bos` or `pad` of its own it
     uses its `eos`; it may have no `sep`.
@@ -52,7 +52,10 @@ def load(paths: Sequence[Path], eos: str | None = None) -> Tokenizer:
         ) from None
     if isinstance(inner.model, models.BPE):
         inner.model.dropout = None  # noise for training others; ids here never change
+    inner.post_processor = None  # what belongs around a text is for the engine to say
     vocab = inner.get_vocab()
+    if isinstance(eos, int):
+        eos = inner.id_to_token(eos) or str(eos)
     if eos is not None and eos not in vocab:
         raise UsageError(f"--eos {eos} is not in the vocabulary")
     roles = {

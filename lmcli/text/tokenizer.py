@@ -76,6 +76,10 @@ class Tokenizer:
             text = json.dumps(value, indent=2, ensure_ascii=False)
         return text.encode()
 
+    def token(self, i: int) -> str:
+        """How a token is spelled in tokenizer.json."""
+        return str(self._inner.id_to_token(i))
+
     @cached_property
     def vocab_size(self) -> int:
         return 1 + max(self._inner.get_vocab().values())

@@ -4,9 +4,12 @@ step-000500/ model.safetensors (float32 weights)  optimizer.safetensors (by para
              state.json (step, log length and hash, best)  manifest.json (written last)
 
 The newest folder whose manifest validates is the truth; index.json is only a hint for people.
+Step 0 is there where a run starts from weights that were not drawn: without an optimizer.
 """
 
+import hashlib
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -41,10 +44,13 @@ class State:
     recent: tuple[tuple[float, float], ...] = ()  # loss and gradient norm, to know a spike by
 
 
+START = State(0, 0, 0, hashlib.sha256().hexdigest())
+
+
 def save(
     run: Path,
-    model: nn.Module,
-    optimizer: Optimizer,
+    weights: Mapping[str, Tensor],
+    optimizer: Optimizer | None,
     state: State,
     environment: dict[str, Any],
 ) -> Path:
@@ -60,16 +66,17 @@ def save(
         except DataError:
             files.remove(final)
     with files.staged_directory(final) as folder:
-        _save_tensors(model.state_dict(), folder / layout.MODEL, state.step)
-        _save_tensors(optimizer.state_tensors(), folder / layout.OPTIMIZER, state.step)
+        _save_tensors(weights, folder / layout.MODEL, state.step)
+        if optimizer is not None:
+            _save_tensors(optimizer.state_tensors(), folder / layout.OPTIMIZER, state.step)
         files.write_json(folder / layout.STATE, asdict(state))
-        parents = {"run": manifest.read(run, "run").id}
-        name = f"{run.name}/{final.name}"
+        made = manifest.read(run, "run")
+        name, parents = f"{made.name}/{final.name}", {"run": made.id}
         manifest.write(folder, "checkpoint", name, parents, environment=environment)
     return final
 
 
-def _save_tensors(tensors: dict[str, Tensor], path: Path, step: int) -> None:
+def _save_tensors(tensors: Mapping[str, Tensor], path: Path, step: int) -> None:
     plain = {name: t.detach().to("cpu").contiguous() for name, t in tensors.items()}
     for name, tensor in plain.items():
         if not torch.isfinite(tensor).all():
@@ -215,7 +222,7 @@ def check_space(run: Path, model: nn.Module) -> None:
     Those that are there count: a continued run needs room for one more.
     """
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    need = (1 if list_steps(run) else 2) * 3 * weights
+    need = (1 if any(list_steps(run)) else 2) * 3 * weights
     free = shutil.disk_usage(run).free
     if free < need:
         raise StorageError(
