@@ -46,21 +46,21 @@ class WordAttention:
 def word_attention(engine: Engine, tokenizer: Tokenizer, text: str) -> WordAttention:
     """The attention of a text by words: summed over a word's tokens looked at, mean over those
     that look, so that each row still sums to 1. White space belongs to the word after it."""
-    ids, spans = tokenizer.encode_spans(text)
-    if not ids:
+    spans = tokenizer.spans(text)
+    if not spans:
         raise UsageError("no text to look into")
-    if len(ids) >= engine.context_length:
+    if len(spans) >= engine.context_length:
         raise UsageError(
-            f"the text has {len(ids)} tokens; this model reads {engine.context_length - 1}"
+            f"the text has {len(spans)} tokens; this model reads {engine.context_length - 1}"
         )
     words = list(_WORD.finditer(text)) or list(re.finditer(r"\s+", text))
     ends = np.array([word.end() for word in words])
     owner = [0]  # the word of each token; the first is <start>
-    for _, end in spans:
+    for _, _, end in spans:
         owner.append(1 + min(int(np.searchsorted(ends, end)), len(ends) - 1))
     used = sorted(set(owner))
     names = [START, *(word.group() for word in words)]
     groups = (np.array(owner)[None] == np.array(used)[:, None]).astype(float)  # [W, T]
-    weights = engine.attention(ids) @ groups.T
+    weights = engine.attention([i for i, _, _ in spans]) @ groups.T
     looking = groups / groups.sum(1, keepdims=True)
     return WordAttention([names[i] for i in used], looking @ weights)

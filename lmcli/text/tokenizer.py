@@ -98,10 +98,10 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         return list(self._inner.encode(text, add_special_tokens=False).ids)
 
-    def encode_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """The ids, and for each where its characters begin and end in the text."""
-        encoding = self._inner.encode(text, add_special_tokens=False)
-        return encoding.ids, encoding.offsets
+    def spans(self, text: str) -> list[tuple[int, int, int]]:
+        """(id, first character, one past the last) of each token of a text."""
+        encoded = self._inner.encode(text, add_special_tokens=False)
+        return [(i, *span) for i, span in zip(encoded.ids, encoded.offsets, strict=True)]
 
     @cached_property
     def unknown_id(self) -> int | None:
