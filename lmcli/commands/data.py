@@ -66,10 +66,10 @@ def build(
     path = layout.new(creation.root, "dataset", name)
     tokenizer_path = layout.find(creation.root, tokenizer, "tokenizer")
     parents = {"tokenizer": manifest.read(tokenizer_path, "tokenizer").id}
+    inputs = {"train": files, "val": val, "test": test}
     if dry_run:
         from lmcli.text.readers import Reader
 
-        inputs = {"train": files, "val": val, "test": test}
         readers = {s: Reader(f, read, creation.exclude) for s, f in inputs.items() if f}
         found = {s: {"files": len(r.paths), "bytes": r.size} for s, r in readers.items()}
         lines = [(s, f"{v['files']:,} files, {show_bytes(v['bytes'])}") for s, v in found.items()]
