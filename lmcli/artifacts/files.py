@@ -128,8 +128,13 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path, format: int | None = None) -> dict[str, Any]:
     """One JSON object, or a DataError naming the file; MismatchError for one of a newer format."""
+    return _read_json(path, format)[0]
+
+
+def _read_json(path: Path, format: int | None) -> tuple[dict[str, Any], bytes]:
     try:
-        value = json.loads(path.read_bytes())
+        data = path.read_bytes()
+        value = json.loads(data)
     except FileNotFoundError:
         raise MissingInputError(f"{path}: no such file") from None
     except IsADirectoryError:
@@ -145,7 +150,7 @@ def read_json(path: Path, format: int | None = None) -> dict[str, Any]:
         raise MismatchError(
             f"{path}: format {newer} is newer than this lmcli reads ({format}); upgrade"
         )
-    return value
+    return value, data
 
 
 def digest(value: dict[str, Any]) -> str:
@@ -160,9 +165,9 @@ def write_sealed(path: Path, value: dict[str, Any]) -> None:
 
 def read_sealed(path: Path, format: int | None = None) -> dict[str, Any]:
     """What `write_sealed` wrote, byte for byte, without `check`; a DataError otherwise."""
-    value = read_json(path, format)
+    value, data = _read_json(path, format)
     check = value.pop("check", None)
-    same = path.read_bytes() == to_json(value | {"check": check}) and not path.is_symlink()
+    same = data == to_json(value | {"check": check}) and not path.is_symlink()
     if not same or digest(value) != check:
         raise DataError(f"{path}: its check does not match its content; changed")
     return value

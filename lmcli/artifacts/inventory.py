@@ -106,7 +106,19 @@ def checkpoints(run: Path) -> dict[str, Any]:
 
 
 def verify(path: Path) -> tuple[list[str], int, int]:
-    """(problems, files read, bytes read) of an artifact, a run's checkpoints and logs included."""
+    """(problems, files read, bytes read) of an artifact, a run's checkpoints and logs included.
+
+    A living run may change between the reading of two files that belong together, so a problem is
+    one that a second look sees too.
+    """
+    problems, n_files, n_bytes = _look(path)
+    if problems and (path / layout.LOCK).exists():
+        again = _look(path)[0]
+        problems = [problem for problem in problems if problem in again]
+    return problems, n_files, n_bytes
+
+
+def _look(path: Path) -> tuple[list[str], int, int]:
     is_run = _is_run(path)
     folders = [path]
     problems = manifest.verify(path, foreign=not is_run)

@@ -78,10 +78,14 @@ def check_free(path: Path, what: str) -> None:
         raise LockedError(f"{what} is being written by {holder(path)}")
 
 
-def holder(path: Path) -> str:
-    """Who wrote its name into a lock file."""
-    try:
-        value = json.loads(path.read_text())
-        return f"process {value['pid']} on {value['host']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "another process"
+def holder(path: Path, patience: float = 0.25) -> str:
+    """Who wrote its name into a lock file; it may be about to."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            value = json.loads(path.read_text())
+            return f"process {value['pid']} on {value['host']}"
+        except (OSError, ValueError, KeyError, TypeError):
+            if time.monotonic() > deadline:
+                return "another process"
+        time.sleep(0.01)

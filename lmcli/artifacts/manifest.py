@@ -117,11 +117,18 @@ def claims(directory: Path) -> tuple[str, str]:
 def _problems(directory: Path, manifest: Manifest, hashes: bool) -> Iterator[str]:
     for name, entry in manifest.files.items():
         path = directory / name
-        if not path.is_file() or path.is_symlink():
+        try:
+            size = path.stat().st_size if path.is_file() and not path.is_symlink() else None
+            same = (
+                not hashes or size != entry["bytes"] or files.sha256_file(path) == entry["sha256"]
+            )
+        except FileNotFoundError:  # a living run has just removed it
+            size = None
+        if size is None:
             yield f"{path}: missing, but listed in the manifest; restore or rebuild it"
-        elif (size := path.stat().st_size) != entry["bytes"]:
+        elif size != entry["bytes"]:
             yield f"{path}: {size} bytes, expected {entry['bytes']}; truncated or changed"
-        elif hashes and files.sha256_file(path) != entry["sha256"]:
+        elif not same:
             yield f"{path}: content differs from its recorded sha256; corrupt"
 
 

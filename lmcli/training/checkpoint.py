@@ -7,7 +7,9 @@ The newest folder whose manifest validates is the truth; index.json is only a hi
 Step 0 is there where a run starts from weights that were not drawn: without an optimizer.
 """
 
+import errno
 import hashlib
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -93,8 +95,10 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise DataError(f"{path}: not readable as safetensors ({error})") from None
     except (OSError, RuntimeError) as error:  # for safetensors whatever cannot be opened is missing
-        if out_of_memory(error) or not path.exists():
+        if out_of_memory(error):
             raise
+        if not path.exists():  # pruned by a living run
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from None
         raise StorageError(f"{path}: cannot be opened ({error})") from None
 
 
