@@ -178,7 +178,7 @@ def test_line_ends_are_kept_unless_asked(tmp_path, monkeypatch):
 
 def test_what_is_not_in_the_encoding_is_one_sentence(tmp_path):
     (tmp_path / "a.txt").write_bytes("fox\n狐".encode("utf-16")[:-1])
-    with pytest.raises(DataError, match="a.txt: not utf-16 after 0 bytes; mend it"):
+    with pytest.raises(DataError, match="a.txt: not utf-16-le after 0 bytes; mend it"):
         documents(tmp_path / "a.txt", encoding="utf-16")
     (tmp_path / "b.txt").write_bytes("é".encode())
     with pytest.raises(DataError, match="b.txt: not ascii"):

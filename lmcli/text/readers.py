@@ -79,9 +79,8 @@ class Reader:
 
     def _file(self, path: Path) -> Iterator[Piece]:
         """A file's documents: records, rows, lines, blocks or the whole; blank ones are none."""
-        kind, name = self.config.format, name_of(path)
-        if kind == "auto":
-            kind = format_of(path)
+        name, kind = name_of(path), self.config.format
+        kind = format_of(path) if kind == "auto" else kind
         is_record = kind == "jsonl" or kind in TABLES
         if not is_record and self.config.document == "file":
             yield from self._whole(path)
@@ -163,8 +162,8 @@ class Reader:
             elif len(row) == len(header):
                 yield first, 0, dict(zip(header, row, strict=True))
             elif row:
-                why = f"{len(row)} fields under {len(header)} column names"
-                self._skip(DataError(f"{name}:{first}: {why}"))
+                where = f"{name}:{first}: {len(row)} fields"
+                self._skip(DataError(f"{where} under {len(header)} column names"))
 
     def _lines(self, path: Path) -> Iterator[Line]:
         number = 0

@@ -22,6 +22,8 @@ JSONL = (".jsonl", ".ndjson")
 TEXT = ".txt .text .md .rst .tex"
 CODE = ".py .pyi .c .h .cc .cpp .hpp .java .js .ts .go .rs .rb .sh .sql"
 SUFFIXES = (*JSONL, *TEXT.split(), *CODE.split())
+FORMATS = dict.fromkeys(JSONL, "jsonl") | dict.fromkeys(CODE.split(), "code")
+FORMATS |= {".csv": "csv", ".tsv": "tsv"}
 PACKED: dict[str, tuple[str, Callable[..., Any]]] = {
     ".gz": ("gzip", gzip.open),
     ".bz2": ("bzip2", bz2.open),
@@ -36,12 +38,7 @@ def _plain_suffix(path: Path) -> str:
 
 def format_of(path: Path) -> str:
     """`jsonl`, `csv`, `tsv`, `code` or `text`, by the suffix."""
-    suffix = _plain_suffix(path)
-    if suffix in JSONL:
-        return "jsonl"
-    return (
-        suffix[1:] if suffix in (".csv", ".tsv") else "code" if suffix in CODE.split() else "text"
-    )
+    return FORMATS.get(_plain_suffix(path), "text")
 
 
 def name_of(path: Path) -> str:
@@ -54,8 +51,7 @@ def find_files(inputs: Sequence[str], exclude: Sequence[str] = ()) -> list[Path]
 
     Folders are walked for known text suffixes (tables have to be named: each has other columns),
     hidden entries and those whose name matches a pattern in `exclude` left out; a file named
-    explicitly is read whatever its suffix. Raises
-    MissingInputError or DataError naming the input.
+    explicitly is read whatever its suffix. Raises MissingInputError or DataError naming the input.
     """
     paths: list[Path] = []
     for name in inputs:
@@ -120,9 +116,8 @@ def opened(path: Path, config: ReadConfig, place: Callable[[], str]) -> Iterator
             start = len(mark) if mark and file.peek(len(mark)).startswith(mark) else 0
             file.read(start)
             yield (file if config.plain else _Recoded(file, config)), start
-    except UnicodeDecodeError:
-        message = f"{name_of(path)}: not {config.encoding} after {place()}"
-        raise DataError(message) from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{name_of(path)}: not {error.encoding} after {place()}") from None
     except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise StorageError(f"{name_of(path)}: {error.strerror or error}") from None

@@ -104,13 +104,10 @@ class Tokenizer:
         return [(i, *span) for i, span in zip(encoded.ids, encoded.offsets, strict=True)]
 
     @cached_property
-    def unknown_id(self) -> int | None:
-        """What the vocabulary does not have becomes this; nothing does in our own tokenizers."""
+    def unknown_id(self) -> Any:
+        """What the vocabulary does not have becomes this; in our own, nothing does."""
         model = json.loads(self._inner.to_str())["model"]
-        unknown: int | None = model.get(
-            "unk_id", self._inner.token_to_id(model.get("unk_token") or "")
-        )
-        return unknown
+        return model.get("unk_id", self._inner.token_to_id(model.get("unk_token") or ""))
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """In parallel, in order."""
@@ -125,8 +122,9 @@ class Tokenizer:
     def _spell(self, token: str, i: int) -> bytes:
         if not self._spells_bytes:
             return str(self._inner.decode([i])).encode()
-        prefix = getattr(self._inner.model, "continuing_subword_prefix", None) or ""
-        token = token.removeprefix(prefix)
+        token = token.removeprefix(
+            getattr(self._inner.model, "continuing_subword_prefix", "") or ""
+        )
         return b"".join(bytes([BYTE_OF[c]]) if c in BYTE_OF else c.encode() for c in token)
 
     @cached_property
