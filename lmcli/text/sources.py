@@ -31,14 +31,14 @@ PACKED: dict[str, tuple[str, Callable[..., Any]]] = {
 }
 
 
-def _plain_suffix(path: Path) -> str:
+def plain_suffix(path: Path) -> str:
     bare = path.with_suffix("") if path.suffix.lower() in PACKED else path
     return bare.suffix.lower()
 
 
 def format_of(path: Path) -> str:
     """`jsonl`, `csv`, `tsv`, `code` or `text`, by the suffix."""
-    return FORMATS.get(_plain_suffix(path), "text")
+    return FORMATS.get(plain_suffix(path), "text")
 
 
 def name_of(path: Path) -> str:
@@ -92,7 +92,7 @@ def _walk(folder: Path, exclude: Sequence[str]) -> Iterator[Path]:
         folders[:] = wanted(folders)
         for name in wanted(names):
             path = Path(base, name)
-            if _plain_suffix(path) in SUFFIXES:
+            if plain_suffix(path) in SUFFIXES:
                 yield path
 
 
