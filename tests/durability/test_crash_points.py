@@ -1,9 +1,10 @@
 """Killed at any file operation or step, the same command ends with the same bytes.
 
 Every crash point of the writer is visited: before, in the middle of and after each operation, and
-at each training step, in tokenizer train, data build, train and eval.
+at each training step, in tokenizer train, data build, train, eval and import.
 """
 
+import dataclasses
 import random
 import shutil
 from collections.abc import Callable
@@ -14,6 +15,11 @@ from queue import SimpleQueue
 import pytest
 from durable import SHAPE, corpus, digest, scratch
 from forks import Forks
+
+from lmcli.interop import huggingface
+from lmcli.model.presets import preset
+from lmcli.model.transformer import Transformer
+from lmcli.text.tokenizer import Tokenizer
 
 SCENARIOS = {
     "tokenizer": ["tokenizer", "train", "{text}", "--name", "tok", "--vocab-size", "300"],
@@ -27,8 +33,23 @@ SCENARIOS = {
     "extend": ["train", "--name", "base", "--steps", "8", "--save-every", "1"],
     "muon": ["train", "--data", "corpus", "--name", "muon", *SHAPE, "--optimizer", "muon"]
     + ["--steps", "3", "--save-every", "1", "--schedule", "wsd", "--keep-last", "2"],
+    "import": ["import", "{folder}", "--name", "gpt2"],
+    "begin": ["train", "--from", "base", "--data", "corpus", "--name", "tuned", "--steps", "2"]
+    + ["--save-every", "1", "--keep-last", "1"],
 }
 PROCESSES = 2
+
+
+def model_folder(folder: Path, text: str) -> Path:
+    """A tiny GPT-2 as Hugging Face lays it out."""
+    tokenizer = Tokenizer.train([text], 300)
+    shape = {"d_model": 16, "n_layers": 1, "n_heads": 2, "context_length": 16}
+    config = dataclasses.replace(preset("gpt2"), vocab_size=300, **shape).resolved()
+    model = Transformer(config)
+    model.init_weights(0)
+    folder.mkdir()
+    huggingface.write(folder, config, model.state_dict(), tokenizer, "")
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +58,11 @@ def stage():
     with scratch() as folder:
         text = corpus(folder)
         root = folder / "root"
-        lines = {name: [w.format(text=text) for w in line] for name, line in SCENARIOS.items()}
+        model = model_folder(folder / "gpt2", text.read_text())
+        lines = {
+            name: [word.format(text=text, folder=model) for word in line]
+            for name, line in SCENARIOS.items()
+        }
         with Forks([]) as forks:
             ends: dict[str, dict[str, str]] = {}
             points: dict[str, int] = {}
