@@ -71,9 +71,9 @@ def until(condition, seconds: float = 60.0) -> None:
 
 
 RACES = {
-    "run": ("runs/race", [*TRAIN, "--name", "race", "--steps", "150"], 10),
-    "tokenizer": ("tokenizers/race", [*DATA[0], "--name", "race"], 10),
-    "dataset": ("datasets/race", [*DATA[1], "--name", "race"], 10),
+    "run": ("runs/race", [*TRAIN, "--name", "race", "--steps", "100"], 6),
+    "tokenizer": ("tokenizers/race", [*DATA[0], "--name", "race"], 8),
+    "dataset": ("datasets/race", [*DATA[1], "--name", "race"], 8),
 }
 
 

@@ -1,0 +1,234 @@
+"""Signals to real processes: what is worth saving is saved, and nothing and nobody stays behind."""
+
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from durable import DATA, SHAPE, corpus, digest, prepared, scratch, spawn
+from forks import Forks
+
+from lmcli.artifacts import files, inventory
+
+pytestmark = pytest.mark.durability
+
+TRAIN = [
+    *("train", "--data", "corpus", "--name", "base", *SHAPE, "--steps", "60"),
+    *("--save-every", "10", "--eval-every", "10", "--log-every", "1", "--eval-tokens", "20000"),
+]
+SLOW = [
+    *("train", "--data", "corpus", "--name", "base", "--n-layers", "4", "--d-model", "256"),
+    *("--n-heads", "4", "--context-length", "256", "--batch-size", "64", "--threads", "1"),
+    *("--steps", "100"),
+]
+SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")
+PROCESSES = 2
+
+
+@pytest.fixture(scope="module")
+def stage():
+    """(root with a dataset, digest of the run that TRAIN makes of it, warm forks, long text)."""
+    with scratch() as folder:
+        root = prepared(folder, [*DATA[1], "--val-fraction", "0.45", "--force"])
+        shutil.rmtree(root / ".trash")
+        end = folder / "end"
+        shutil.copytree(root, end)
+        text = corpus(folder, 3_000_000)
+        warm = [[*TRAIN, "--artifacts", str(end)]]
+        with Forks(warm) as one, Forks(warm) as two:
+            yield root, digest(end / "runs/base"), [one, two], text
+
+
+def records(run: Path) -> list[dict]:
+    return files.read_log(run / "metrics.jsonl")
+
+
+def mapped(process: subprocess.Popen, library: str) -> bool:
+    return library in Path(f"/proc/{process.pid}/maps").read_text()
+
+
+# When to send the signal.
+PHASES: dict[str, Callable[[subprocess.Popen, Path], bool]] = {
+    "import": lambda process, run: mapped(process, "libtorch"),
+    "first step": lambda process, run: (run / "status.json").exists(),
+    "training": lambda process, run: len(records(run)) >= 25 and records(run)[-1]["step"] % 10 < 8,
+    "saving": lambda process, run: any((run / "checkpoints").glob(".tmp-step-*")),
+    "validation": lambda process, run: (
+        (last := records(run)[-1:]) != [] and "loss" in last[0] and last[0]["step"] % 10 == 0
+    ),
+}
+
+
+def wait(condition: Callable[[], bool], process: subprocess.Popen, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def group_is_gone(pgid: int, seconds: float = 2.0) -> bool:
+    """Whether no process of a group is alive; a zombie is dead."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        alive = []
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                state, _, group = path.read_text().rpartition(")")[2].split()[:3]
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            alive += [path] if int(group) == pgid and state != "Z" else []
+        if not alive:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def together(work: Callable[..., None], cases: list) -> None:
+    def one(number: int) -> None:
+        for case in cases[number::PROCESSES]:
+            work(number, *case)
+
+    with ThreadPoolExecutor(PROCESSES) as pool:
+        list(pool.map(one, range(PROCESSES)))
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+def test_training_finishes_the_step_saves_and_goes_on(stage, tmp_path, name):
+    base, end, servers, _ = stage
+
+    def stop(number: int, phase: str) -> None:
+        root = tmp_path / phase
+        run = Path(shutil.copytree(base, root)) / "runs/base"
+        process = spawn(*TRAIN, root=root)
+        wait(lambda: PHASES[phase](process, run), process)
+        process.send_signal(getattr(signal, name))
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 75, (phase, said)
+        assert group_is_gone(process.pid)
+        assert "Traceback" not in said and f"lmcli: {name}: " in said, (phase, said)
+        step = int(re.search(r"saved at step (\d+) of 60", said)[1])
+        status = inventory.status(run)
+        assert (status["state"], status["exit"], status["resumable"]) == ("interrupted", 75, True)
+        assert status["step"] == step and (step > 0 or phase in ("import", "first step"))
+        assert inventory.verify(run)[0] == []
+        code, _, said = servers[number].run(*TRAIN, "--artifacts", root)
+        assert code == 0 and digest(run) == end, (phase, said)
+
+    together(stop, [(phase,) for phase in PHASES])
+
+
+def test_a_second_signal_leaves_at_once(stage, tmp_path):
+    """In the middle of a backward pass of seconds, too; what was saved before is good."""
+
+    def leave(number: int, first: str, second: str) -> None:
+        root = tmp_path / first
+        run = Path(shutil.copytree(stage[0], root)) / "runs/base"
+        process = spawn(*SLOW, root=root)
+        wait(lambda: (run / "status.json").exists(), process)
+        time.sleep(0.5)
+        process.send_signal(getattr(signal, first))
+        time.sleep(0.2)
+        assert process.poll() is None
+        began = time.monotonic()
+        process.send_signal(getattr(signal, second))
+        process.communicate()
+        assert time.monotonic() - began < 1
+        assert process.returncode == 128 + getattr(signal, second) and group_is_gone(process.pid)
+        status = inventory.status(run)
+        assert (status["state"], status["resumable"]) == ("interrupted", True)
+        short = ["--max-time", "0.01s"]
+        code, _, said = stage[2][number].run(*SLOW, *short, "--artifacts", root)
+        assert code == 75, said
+
+    together(leave, [("SIGTERM", "SIGTERM"), ("SIGINT", "SIGINT")])
+
+
+OTHERS = {
+    "tokenizer": (["tokenizer", "train", "{text}", "--name", "new", "--vocab-size", "1700"], 0.3),
+    "data": (["data", "build", "{text}", "--tokenizer", "tok", "--name", "new"], 0.4),
+    "sample": (["sample", "base", "a", "--num-return-sequences", "500", "--max-length", "15"], 0),
+    "eval": (["eval", "base", "--split", "val", "--stride", "1"], 0),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_has_nothing_to_save_ends_promptly(stage, tmp_path, name):
+    """By default SIGTERM, SIGHUP and SIGUSR1 end a process without a word; Ctrl-C is answered."""
+    base, _, servers, text = stage
+    made = tmp_path / "made"
+    shutil.copytree(base, made)
+    line, delay = OTHERS[name]
+    words = [word.format(text=text) for word in line]
+    assert servers[0].run(*TRAIN, "--artifacts", made)[0] == 0
+
+    def stop(number: int, which: str) -> None:
+        root = tmp_path / which
+        shutil.copytree(made, root)
+        before = digest(root)
+        process = spawn(*words, root=root)
+        wait(lambda: bool(delay) or mapped(process, "libtorch"), process)
+        time.sleep(delay)
+        began = time.monotonic()
+        process.send_signal(getattr(signal, which))
+        _, said = process.communicate(timeout=60)
+        assert time.monotonic() - began < 2
+        if which == "SIGINT":
+            assert process.returncode == 130 and said.endswith("lmcli: stopped\n"), said
+        else:
+            assert process.returncode == -getattr(signal, which)
+        assert "Traceback" not in said and group_is_gone(process.pid)
+        left = {k: v for k, v in digest(root).items() if "/.tmp-" not in k}
+        assert left == before
+
+    together(stop, [(which,) for which in SIGNALS])
+    ends = []
+    for which in ("SIGTERM", "SIGINT"):
+        code, _, said = servers[0].run(*words, "--artifacts", tmp_path / which)
+        assert code == 0, said
+        ends.append(digest(tmp_path / which))
+    assert ends[0] == ends[1] and not [k for k in ends[0] if ".tmp-" in k]
+
+
+def test_max_time_stops_in_time(stage, tmp_path):
+    line = [*TRAIN, "--batch-size", "24", "--micro-batch-size", "1", "--eval-every", "0"]
+    for name in ("whole", "parts"):
+        shutil.copytree(stage[0], tmp_path / name)
+    began = time.monotonic()
+    code, _, said = stage[2][0].run(*line, "--max-time", "1s", "--artifacts", tmp_path / "parts")
+    assert time.monotonic() - began < 1.2
+    assert code == 75 and re.search(r"lmcli: --max-time: saved at step [1-9]", said), said
+    for name in ("whole", "parts"):
+        code, _, said = stage[2][0].run(*line, "--artifacts", tmp_path / name)
+        assert code == 0, said
+    assert digest(tmp_path / "parts/runs/base") == digest(tmp_path / "whole/runs/base")
+
+
+def test_nohup_stays_in_force(stage, tmp_path):
+    root = Path(shutil.copytree(stage[0], tmp_path / "root"))
+    process = spawn(*SLOW, root=root, prefix=["nohup"])
+    wait(lambda: (root / "runs/base/status.json").exists(), process)
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.3)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert "lmcli: SIGTERM: " in process.communicate()[1] and process.returncode == 75
+
+
+@pytest.mark.parametrize(("when", "name", "code"), [("runs", "SIGTERM", 75), ("", "SIGINT", 130)])
+def test_a_quickstart_that_is_stopped_says_that_it_goes_on(stage, tmp_path, when, name, code):
+    root = tmp_path / "root"
+    text = corpus(tmp_path, 200_000 if when else 3_000_000)
+    process = spawn("quickstart", text, "--budget", "20s", root=root)
+    wait(lambda: any(root.glob(f"{when}/*/status.json" if when else "tokenizers/*")), process)
+    time.sleep(0.2)
+    process.send_signal(getattr(signal, name))
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code, said
+    assert "the same `lmcli quickstart` goes on" in said and "Traceback" not in said
+    assert group_is_gone(process.pid)
