@@ -3,15 +3,19 @@
 Nothing here, and nothing a `--help` needs, imports torch, numpy or rich.
 """
 
+import errno
+import io
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
 import click
 
-from lmcli import __version__
+import lmcli
+from lmcli import console
 from lmcli.errors import LmcliError, out_of_memory
 
 # name -> (module under lmcli.commands, help line); the order is the order of a first project.
@@ -22,6 +26,9 @@ COMMANDS = {
     "train": ("train", "Train a model; the same command again resumes it."),
     "sample": ("sample", "Generate text from prompts; a filter for pipes."),
     "eval": ("eval", "Perplexity and bits per byte of a run on a dataset."),
+    "score": ("score", "BLEU, chrF, TER, ROUGE, EM and F1 of texts against references."),
+    "report": ("report", "Compare runs: table, Markdown, CSV, JSON or one HTML page."),
+    "inspect": ("inspect", "Look inside: next words, attention, parameters."),
     "ls": ("ls", "List the artifacts."),
     "show": ("show", "One artifact: what it is, what it came from."),
     "status": ("status", "The state of a run: step, loss, resumable or not."),
@@ -58,6 +65,7 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        lmcli.invocation = ["lmcli", *args[1]]
         try:
             return super().make_context(*args, **extra)  # prints --help and --version
         except BrokenPipeError:
@@ -79,13 +87,15 @@ class LazyGroup(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Start with: lmcli quickstart",
 )
-@click.version_option(__version__, prog_name="lmcli")
+@click.version_option(lmcli.__version__, prog_name="lmcli")
 def cli() -> None:
     """From raw text to a trained, sampled and measured language model."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit code; the one place where errors end."""
+    _open_streams()
+    console.quiet = console.verbose = False
     try:
         result = cli.main(args=args, prog_name="lmcli", standalone_mode=False)
         sys.stdout.flush()
@@ -108,15 +118,28 @@ def main(args: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        return _fail(f"{where}{error.strerror or error}", 74)
+        name = str(error.filename or "")
+        where = f"{name if len(name) < 200 else name[:80] + '...'}: " if name else ""
+        missing = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
+        return _fail(f"{where}{error.strerror or error}", 66 if missing else 74)
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
         return _fail("out of memory; lower --micro-batch-size or the model's size", 71)
 
 
+def _open_streams() -> None:
+    """Streams that were closed (`2>&-`) lead to /dev/null; answers are UTF-8 in any locale."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - open to the end
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
 def _fail(message: str, code: int) -> int:
+    if console.verbose:
+        traceback.print_exc()
     print(f"lmcli: {message}", file=sys.stderr, flush=True)
     return code
 

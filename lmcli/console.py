@@ -15,7 +15,8 @@ from lmcli.config.units import show_duration
 T = TypeVar("T")
 
 EVERY = 10  # seconds between plain lines of progress
-quiet = False
+quiet = verbose = False
+_warned: set[tuple[str, int]] = set()
 
 
 def say(message: str) -> None:
@@ -24,8 +25,23 @@ def say(message: str) -> None:
         _print(message)
 
 
+def detail(message: str) -> None:
+    """A line that only --verbose shows."""
+    if verbose:
+        _print(message)
+
+
 def warn(message: str) -> None:
     _print(f"warning: {message}")
+
+
+def warn_once(message: str) -> None:
+    """The first of many warnings of a kind, known by its place in the code, is enough."""
+    place = sys._getframe(1)
+    key = (place.f_code.co_filename, place.f_lineno)
+    if key not in _warned:
+        _warned.add(key)
+        warn(f"{message} (said once)")
 
 
 def _print(message: str) -> None:
@@ -87,9 +103,10 @@ class Progress:
         progress.update(10, "loss 3.21")
     """
 
-    def __init__(self, title: str, total: float | None, unit: str = "") -> None:
+    def __init__(self, title: str, total: float | None, unit: str = "", done: float = 0.0) -> None:
         self.title, self.total, self.unit = title, total, unit
-        self.done = 0.0
+        self.done = done  # what earlier sessions did counts for the bar, not for the time left
+        self._first: float | None = None  # done when this session began
         self._start = self._last = time.monotonic()
         self._bar: Any = None
 
@@ -116,6 +133,10 @@ class Progress:
 
     def update(self, done: float, note: str = "") -> None:
         """`done` is the total so far, not an increment."""
+        if self._first is None:
+            self._first = self.done
+            if self._bar is not None:
+                self._bar.reset(self._task, total=self.total, completed=self._first)
         self.done = done
         if self._bar is not None:
             self._bar.update(self._task, completed=done, note=note)
@@ -133,8 +154,8 @@ class Progress:
         words = f"{self.title} {self.done:,.0f}"
         if self.total:
             words += f"/{self.total:,.0f}"
-            if self.done:
-                left = (self.total - self.done) / self.done * (time.monotonic() - self._start)
+            if here := self.done - (self._first or 0):
+                left = (self.total - self.done) / here * (time.monotonic() - self._start)
                 note = f"{note}  ETA {show_duration(left)}".strip()
         say(f"{words} {self.unit}".rstrip() + f"  {note}".rstrip())
 

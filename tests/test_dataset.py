@@ -46,7 +46,7 @@ def test_damage_is_named(tmp_path):
     with pytest.raises(DataError, match=r"train.bin: 71 bytes, expected 72; truncated"):
         TokenStore(tmp_path, "train", 1000)
     (tmp_path / "train.bin").write_bytes(good)
-    with pytest.raises(DataError, match="token id 7 outside 7"):
+    with pytest.raises(DataError, match="token id 7 is outside the vocabulary of 7"):
         TokenStore(tmp_path, "train", 7).check_ids()
     offsets = np.fromfile(tmp_path / "train.idx", dtype="<i8")
     offsets[3] = offsets[5]

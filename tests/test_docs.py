@@ -28,9 +28,10 @@ def commands():
 
 def help_text(words: list[str], command: click.Command) -> str:
     context = click.Context(cli, info_name="lmcli", terminal_width=100, **cli.context_settings)
-    for word in words[:-1]:
-        context = click.Context(command, parent=context, info_name=word, terminal_width=100)
-    context = click.Context(command, parent=context, info_name=words[-1], terminal_width=100)
+    here = cli
+    for word in words:
+        here = here.get_command(context, word)
+        context = click.Context(here, parent=context, info_name=word, terminal_width=100)
     return command.get_help(context)
 
 

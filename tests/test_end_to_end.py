@@ -156,10 +156,38 @@ def test_quickstart_on_own_text_and_again(sh, tiny_copy):
     text = REPOSITORY / "data" / "en.txt"
     sh(f"cat {text} {text} {text} {text} > mine.txt")
     first = sh("lmcli quickstart mine.txt --budget 20s --json")
-    bits = json.loads(first.stdout.splitlines()[-1])["bits_per_byte"]
+    said = json.loads(first.stdout)
+    bits = said["bits_per_byte"]
+    assert Path(said["page"]).read_text().startswith("<!doctype html>")
     assert {"this model", "gzip -9", "bz2 -9", "xz -6"} < set(bits)
     for step in ("tokenizer train", "data build", "train", "sample", "eval"):
         assert f"$ lmcli {step}" in first.stderr
     again = sh("lmcli quickstart mine.txt --budget 20s --json")
     assert "is finished" in again.stderr and "there already" in again.stderr
-    assert json.loads(again.stdout.splitlines()[-1])["bits_per_byte"] == bits
+    assert json.loads(again.stdout)["bits_per_byte"] == bits
+    sh("cat mine.txt mine.txt > other.txt; echo 'One line.' > few.txt")
+    quiet = sh("lmcli quickstart other.txt --budget 20s --quiet")
+    assert quiet.stderr == "" and "this model" in quiet.stdout
+    few = sh("lmcli quickstart few.txt --budget 20s", code=65)
+    assert "give quickstart more text" in few.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "out"),
+    [
+        ("lmcli sample base The --max-new-tokens 2 <&-", 0, 1),
+        ("lmcli sample base <&-", 0, 0),
+        ("lmcli tokenizer encode tok <&-", 0, 0),
+        ("lmcli eval base --split val 2>&-", 0, 5),
+        ("lmcli train --name base 2>&-", 0, 0),
+        ("lmcli ls >&-", 0, 0),
+        ("PYTHONIOENCODING=ascii lmcli sample base 狐狸 --echo --max-new-tokens 2", 0, 1),
+        ("lmcli sample base $'a\\xffb'", 2, 0),
+        ("lmcli ls --artifacts corpus.txt", 2, 0),
+        ("lmcli sample base The --checkpoint ²", 2, 0),
+    ],
+)
+def test_closed_streams_and_odd_bytes(sh, line, code, out):
+    sh("echo x > corpus.txt")
+    done = sh(line, code=code)
+    assert "Traceback" not in done.stderr and len(done.stdout.splitlines()) == out

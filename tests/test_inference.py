@@ -67,7 +67,10 @@ def test_lengths_and_the_context_limit(engine):
     long = [7] * 100
     assert len(engine.fit_prompt(long)) == engine.context_length - 1
     done = engine.generate([long, [5]], config(max_new_tokens=1000, temperature=2.0))
-    assert len(done[0][0].ids) <= 1 and len(done[1][0].ids) <= engine.context_length - 2
+    assert len(engine.fit_prompt(long, 3)) == engine.context_length - 3
+    assert len(engine.fit_prompt(long, 1000)) == -(-engine.context_length // 2)
+    assert len(done[0][0].ids) <= engine.context_length // 2
+    assert len(done[1][0].ids) <= engine.context_length - 2
     limited = engine.generate([[5, 6, 7], [5] * 9], config(max_length=8, temperature=0.0))
     assert len(limited[0][0].ids) <= 5 and limited[1][0].ids == []
     assert limited[1][0].finish_reason == "length"

@@ -38,7 +38,7 @@ MAY = {
     },
     "commands": GROUND
     | {"runs", "text", "dataset", "metrics", "report", "commands", "cli", "training"},
-    "cli": {"commands", "errors", "config", ""},
+    "cli": {"commands", "errors", "config", "console", ""},
     "__main__": {"cli"},
     "": set(),
 }

@@ -66,7 +66,7 @@ def test_resumed_equals_never_interrupted(cli, tiny_copy, optimizer):
 
 
 def test_it_learns(cli, tiny_copy):
-    args = ["--steps", 60, "--lr", 0.01, "--eval-every", 20]
+    args = ["--steps", 120, "--lr", 0.01, "--eval-every", 40]
     assert train(cli, "--name", "learner", *args).code == 0
     lines = (tiny_copy / "runs/learner" / layout.METRICS).read_text().splitlines()
     losses = [json.loads(line) for line in lines]
@@ -293,3 +293,55 @@ def test_killed_at_a_file_operation_and_run_again(cli, tiny_copy, calm, part):
     assert digest(tiny_copy / "runs/hit") == calm["short"]
     assert not list(tiny_copy.rglob(".tmp-*"))
     assert cli("verify", "hit").code == 0
+
+
+def test_a_preset_with_changes_trains_and_goes_on(cli, tiny_copy):
+    """What was given the first time is given again; derived values follow what was changed."""
+    line = ["train", "--data", "corpus", "--name", "p", "--preset", "nano", "--context-length", 32]
+    line += ["--d-model", 32, "--n-heads", 2, "--n-layers", 1, "--threads", 1, "--batch-size", 2]
+    assert cli(*line, "--steps", 2).code == 0
+    assert cli(*line, "--steps", 4).code == 0
+    assert cli(*line, "--n-layers", 2).code == 78
+
+
+def test_settings_and_data_may_come_from_a_file(cli, tiny_copy):
+    Path("run.toml").write_text('data = "corpus"\npreset = "nano"\nsteps = 3\nd_model = 32\n')
+    line = ["train", "--name", "f", "--config", "run.toml", "--context-length", 32]
+    said = json.loads(cli(*line, "--preset", "micro", "--dry-run").out)
+    assert said["model"]["d_model"] == 32 and said["training"]["steps"] == 3
+    assert not (tiny_copy / "runs/f").exists()
+
+
+def test_a_dry_run_moves_nothing(cli, tiny_copy):
+    before = sorted(tiny_copy.rglob("*"))
+    assert train(cli, "--name", "base", "--force", "--dry-run", "--steps", 7).code == 0
+    assert sorted(tiny_copy.rglob("*")) == before
+
+
+def test_every_new_best_is_kept(cli, tiny_copy):
+    args = ["--steps", 30, "--eval-every", 4, "--save-every", 20, "--keep-last", 1, "--lr", 0.02]
+    assert train(cli, "--name", "best", *args).code == 0
+    run = tiny_copy / "runs/best"
+    log = [json.loads(line) for line in (run / layout.METRICS).read_text().splitlines()]
+    best = min((r for r in log if "val_loss" in r), key=lambda r: r["val_loss"])["step"]
+    assert checkpoint.choose(run, "best")[1].step == best
+    assert cli("sample", "best", "The", "--max-new-tokens", 2).code == 0
+
+
+def test_a_try_that_never_saved_gives_up_its_name(cli, tiny_copy):
+    huge = train(cli, "--name", "try", "--steps", 2, "--d-model", 1_000_000)
+    assert huge.code in (71, 74)
+    assert train(cli, "--name", "try", "--steps", 2).code == 0
+    assert cli("status", "try", "--field", "step").out == "2\n"
+
+
+def test_eval_by_default_is_of_the_data_it_was_trained_on(cli, tiny_copy, prose):
+    Path("other.txt").write_text(prose[:20000])
+    build = ["data", "build", "other.txt", "--tokenizer", "tok", "--name", "corpus", "--force"]
+    assert cli(*build).code == 0
+    refused = cli("eval", "base", "--split", "val")
+    assert refused.code == 78 and "is no longer the dataset" in refused.err
+    assert cli("eval", "base", "--split", "val", "--data", "corpus").code == 0
+    assert cli("eval", "base", "--split", "val", "--data", "corpus", "--stride", 8).code == 0
+    assert len(list((tiny_copy / "runs/base/evals").glob("*.json"))) == 2
+    assert cli("verify", "base").code == 0

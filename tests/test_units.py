@@ -46,3 +46,10 @@ def test_no_text_is_a_bug(text):
 )
 def test_rounding_never_shows_a_thousand_of_a_unit(value, shown):
     assert units.show_count(value) == shown
+
+
+def test_commas_stand_between_thousands_only():
+    assert units.parse_count("1,500,000") == 1_500_000
+    for text in ("1,5", "1,50", "15,00,0"):
+        with pytest.raises(UsageError):
+            units.parse_count(text)

@@ -25,7 +25,7 @@ EMPTY = hashlib.sha256().hexdigest()
 
 # Called with (operation, path, target of a rename) after each operation.
 observe: Callable[[str, Path, Path | None], None] | None = None
-_CRASH_AT = int(os.environ.get("LMCLI_CRASH_AT", "0"))
+_CRASH_AT = int(os.environ.get("LMCLI_CRASH_AT") or 0)
 _count = 0
 
 
@@ -114,9 +114,12 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def to_json(value: Any) -> bytes:
-    """Canonical, readable JSON: sorted keys, no NaN, one final newline."""
+    """Canonical, readable JSON: sorted keys, no NaN, one final newline.
+
+    Bytes of a file name that are not UTF-8 become escapes (`\\udcff`), which read back the same.
+    """
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    return text.encode() + b"\n"
+    return text.encode("utf-8", "backslashreplace") + b"\n"
 
 
 def write_json(path: Path, value: Any) -> None:

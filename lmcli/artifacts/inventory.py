@@ -70,6 +70,14 @@ def children(root: Path, id_: str) -> list[str]:
     ]
 
 
+def users(root: Path, path: Path) -> list[str]:
+    """Artifacts that need the one at `path`: its children, unless a twin of it is there too."""
+    _, id_ = manifest.claims(path)
+    twins = [a for a in artifacts(root) if a.manifest and a.manifest.id == id_]
+    alone = all(a.path.resolve() == path.resolve() for a in twins)
+    return children(root, id_) if id_ and alone else []
+
+
 def status(run: Path) -> dict[str, Any]:
     """A run's status.json with its last losses; a dead "running" process counts as interrupted."""
     value = files.read_sealed(run / layout.STATUS) if (run / layout.STATUS).exists() else {}

@@ -38,10 +38,12 @@ def hold(path: Path, what: str, patience: float = 0.25) -> Iterator[None]:
             if time.monotonic() > deadline:
                 raise LockedError(f"{what} is being written by {holder(path)}")
             time.sleep(0.02)
-        file.seek(0)
-        file.truncate()
-        json.dump({"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}, file)
-        file.flush()
+        value = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
+        try:
+            file.truncate(0)
+            os.write(file.fileno(), json.dumps(value).encode())
+        except OSError as error:
+            raise StorageError(f"{path}: {error.strerror}; make room and try again") from error
         yield
 
 

@@ -8,7 +8,6 @@ someone who rewrites the manifest too.
 
 import platform
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -40,7 +39,7 @@ class Manifest:
 def describe_machine() -> dict[str, Any]:
     """When, where and by which command: recorded beside the id, never part of it."""
     return {
-        "command": ["lmcli", *sys.argv[1:]],
+        "command": list(lmcli.invocation),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "host": socket.gethostname(),
         "lmcli": lmcli.__version__,
@@ -104,6 +103,15 @@ def parse(directory: Path) -> Manifest:
     if manifest.content_id() != manifest.id:
         raise DataError(f"{path}: its id does not match its content; changed")
     return manifest
+
+
+def claims(directory: Path) -> tuple[str, str]:
+    """(kind, id) that the manifest names, whatever became of the files; empty without one."""
+    try:
+        value = files.read_json(directory / layout.MANIFEST)
+    except LmcliError:
+        return "", ""
+    return str(value.get("kind", "")), str(value.get("id", ""))
 
 
 def _problems(directory: Path, manifest: Manifest, hashes: bool) -> Iterator[str]:

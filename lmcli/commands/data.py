@@ -12,6 +12,7 @@ from lmcli.commands import options
 from lmcli.commands.creation import Creation, creation_flags, summary
 from lmcli.config.data import ReadConfig, SplitConfig
 from lmcli.config.fields import pick
+from lmcli.config.units import show_bytes
 from lmcli.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def command() -> None:
 @click.option("--name", metavar="DATASET", required=True, help="Name of the dataset.")
 @click.option("--val", multiple=True, metavar="FILE", help="Files of the val split (repeatable).")
 @click.option("--test", multiple=True, metavar="FILE", help="Files of the test split (repeatable).")
+@click.option("--dry-run", is_flag=True, help="Say what would be read, and stop.")
 @creation_flags(SplitConfig, ReadConfig)
 def build(
     files: tuple[str, ...],
@@ -42,6 +44,7 @@ def build(
     name: str,
     val: tuple[str, ...],
     test: tuple[str, ...],
+    dry_run: bool,
     creation: Creation,
 ) -> None:
     """Encode text into a dataset with train, val and test splits.
@@ -64,6 +67,12 @@ def build(
     parents = {"tokenizer": manifest.read(tokenizer_path, "tokenizer").id}
     inputs = {"train": files, "val": val, "test": test}
     readers = {s: Reader(paths, read, creation.exclude) for s, paths in inputs.items() if paths}
+    if dry_run:
+        found = {s: {"files": len(r.paths), "bytes": r.size} for s, r in readers.items()}
+        lines = [(s, f"{v['files']:,} files, {show_bytes(v['bytes'])}") for s, v in found.items()]
+        facts = {"name": name, "path": str(path), "exists": path.exists(), "read": found}
+        console.reply(creation.as_json, facts, console.listing([("dataset", path), *lines]))
+        return
     creation.make(
         "dataset",
         path,

@@ -11,6 +11,7 @@ import click
 from lmcli import console
 from lmcli.artifacts import layout
 from lmcli.config import fields
+from lmcli.errors import UsageError
 
 F = TypeVar("F", bound=Callable[..., Any])
 METAVAR = {int: "N", float: "X", str: "TEXT"}
@@ -35,6 +36,7 @@ def settings(
         def command(**values: Any) -> Any:
             flags = {name: values.pop(name, None) for name in known}
             given = fields.collect(known, flags, values.pop("config_file", None))
+            console.detail(f"settings that are not defaults: {given}")
             return function(given=given, **values)
 
         for name, field in reversed(known.items()):
@@ -58,13 +60,22 @@ def _flag(name: str, field: "dataclasses.Field[Any]") -> Callable[[F], F]:
     return click.option(flag, name, metavar=METAVAR[kind], help=text)
 
 
-def _set_quiet(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-    console.quiet = value
+def _set_loudness(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:  # a command inside another one leaves it as it is
+        setattr(console, str(param.name), True)
+
+
+def _root(ctx: click.Context, param: click.Parameter, value: str | None) -> Path:
+    root = layout.root(value)
+    if root.exists() and not root.is_dir():
+        raise UsageError(f"--artifacts {root}: a file, not a folder")
+    console.detail(f"artifact directory: {root.absolute()}")
+    return root
 
 
 def common(function: F) -> F:
-    """`--artifacts`, `--json` and `--quiet`."""
-    for option in (quiet_option, json_option, artifacts_option):
+    """`--artifacts`, `--json`, `--quiet` and `--verbose`."""
+    for option in (verbose_option, quiet_option, json_option, artifacts_option):
         function = option(function)
     return function
 
@@ -73,7 +84,7 @@ artifacts_option = click.option(
     "--artifacts",
     "root",
     metavar="DIR",
-    callback=lambda ctx, param, value: layout.root(value),
+    callback=_root,
     help="Artifact directory.  [default: $LMCLI_ARTIFACTS or ./artifacts]",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
@@ -81,9 +92,19 @@ quiet_option = click.option(
     "--quiet",
     "-q",
     is_flag=True,
+    is_eager=True,
     expose_value=False,
-    callback=_set_quiet,
+    callback=_set_loudness,
     help="Say nothing but answers, warnings and errors.",
+)
+verbose_option = click.option(
+    "--verbose",
+    "-v",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_set_loudness,
+    help="Say what was chosen, and where an error came from.",
 )
 config_file_option = click.option(
     "--config",
@@ -103,7 +124,7 @@ force_option = click.option(
 
 
 def _check_checkpoint(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    if value not in ("best", "last") and not value.isdigit():
+    if value not in ("best", "last") and not (value.isascii() and value.isdecimal()):
         raise click.BadParameter(f"{value!r} is not best, last or a step number")
     return value
 

@@ -1,14 +1,17 @@
 """lmcli quickstart"""
 
 import bz2
+import contextlib
 import gzip
 import lzma
+import re
 import shlex
+import sys
 import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,12 +20,13 @@ from lmcli.artifacts import files, inventory, layout
 from lmcli.commands import options
 from lmcli.config.fields import flag
 from lmcli.config.units import parse_duration, show_bytes, show_duration
-from lmcli.errors import Interrupted, UsageError
+from lmcli.errors import DataError, Interrupted, UsageError
 
 if TYPE_CHECKING:
     from lmcli.dataset.store import Dataset
 
 NAME = "quickstart"
+PANGRAM = "The quick brown fox jumps over the lazy dog"
 # What the standard library has that is not prose or code to learn from.
 EXCLUDE = ("test", "tests", "idle_test", "site-packages", "dist-packages", "encodings")
 # The shape that reached the fewest bits per byte in minutes on two CPU cores (docs/benchmarks.md).
@@ -44,9 +48,13 @@ PRIMING_BYTES = 16 * 2**20
 @click.command(short_help="The whole pipeline on your text, in a few CPU minutes.")
 @click.argument("text", nargs=-1)
 @click.option("--budget", default="5min", show_default=True, metavar="TIME", help="Time to take.")
+@click.option("--name", metavar="NAME", help="Name of what it makes.  [default: by the text]")
+@options.force_option
 @options.common
-def command(text: tuple[str, ...], budget: str, root: Path, as_json: bool) -> None:
-    """Tokenizer, dataset, model, samples and scores, in one go, on real text.
+def command(
+    text: tuple[str, ...], budget: str, name: str | None, force: bool, root: Path, as_json: bool
+) -> None:
+    """Tokenizer, dataset, model, samples, scores and a report, in one go, on real text.
 
     TEXT is your files or folders; without it, the Python standard library on this machine. Each
     step is a real command, printed before it runs. Stopped anywhere, the same command goes on.
@@ -56,48 +64,73 @@ def command(text: tuple[str, ...], budget: str, root: Path, as_json: bool) -> No
       lmcli quickstart
       lmcli quickstart my-notes/ --budget 10min
     """
-    began = time.monotonic()
     seconds = parse_duration(budget)
     if seconds < 20:
         raise UsageError("--budget must be at least 20s")
+    if name is None:
+        stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(text[0]).resolve().stem).strip(".-_")
+        name = f"{NAME}-{stem or 'text'}"[:100] if text else NAME
+    layout.new(root, "run", name)
+    try:
+        # Under --json, what the steps answer is conversation.
+        with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+            result = _pipeline(name, text, seconds, force, root)
+    except (KeyboardInterrupt, click.Abort, Interrupted):
+        console.say("stopped; the same `lmcli quickstart` goes on from here")
+        raise
+    if as_json:
+        console.answer_json(result)
+
+
+def _pipeline(
+    name: str, text: tuple[str, ...], seconds: float, force: bool, root: Path
+) -> dict[str, Any]:
     from lmcli.text.readers import find_files
 
+    began = time.monotonic()
     inputs = list(text) or [sysconfig.get_paths()["stdlib"]]
     if not text:
         console.say(f"no TEXT given: using the Python standard library in {inputs[0]}")
-        inputs += [part for name in EXCLUDE for part in ("--exclude", name)]
+        inputs += [part for pattern in EXCLUDE for part in ("--exclude", pattern)]
     size = sum(path.stat().st_size for path in find_files(text or inputs[:1], EXCLUDE))
     vocab = "4096" if size > 4 * 2**20 else "2048" if size > 2**20 else ""
     vocab_flag = ["--vocab-size", vocab] if vocab else []
     tail = ["--artifacts", str(root)] if root != layout.root(None) else []
-    _run("tokenizer", "train", *inputs, "--name", NAME, *vocab_flag, *tail)
-    _run("data", "build", *inputs, "--tokenizer", NAME, "--name", NAME, *tail)
-    run = root / layout.FOLDERS["run"] / NAME
-    if run.exists():  # the step count an earlier quickstart chose is law for the run
+    make = [*tail, "--force"] if force else tail
+    _run("tokenizer", "train", *inputs, "--name", name, *vocab_flag, *make)
+    try:
+        _run("data", "build", *inputs, "--tokenizer", name, "--name", name, *make)
+    except DataError as error:  # its advice names flags that are not here
+        raise DataError(f"{str(error).partition(';')[0]}; give quickstart more text") from None
+    run = root / layout.FOLDERS["run"] / name
+    if run.exists() and not force:  # the step count an earlier quickstart chose is law for the run
         stored = files.read_json(run / layout.CONFIG)["training"]["steps"]
         steps = int(inventory.status(run).get("steps") or stored)
+        console.say(f"\n{steps} steps were planned the first time; --force plans anew")
     else:
         left = TRAINING_SHARE * seconds - (time.monotonic() - began)
-        steps = _plan_steps(root, max(5.0, left))
-    shape = [word for name, value in MODEL.items() for word in (flag(name), str(value))]
+        steps = _plan_steps(root, name, max(5.0, left))
+    shape = [word for field, value in MODEL.items() for word in (flag(field), str(value))]
     every = ["--eval-every", str(max(50, steps // 5)), "--eval-tokens", "16384"]
     every += ["--save-every", str(max(50, steps // 10))]
-    _run("train", "--data", NAME, "--name", NAME, *shape, "--steps", str(steps), *every, *tail)
-    for prompt in [""] if text else ["The ", "def "]:
-        _run("sample", NAME, prompt, "--max-new-tokens", "60", *tail)
-    _run("eval", NAME, "--data", NAME, "--split", "test", "--stride", "128", *tail)
-    rows = _compare(root, run)
+    _run("train", "--data", name, "--name", name, *shape, "--steps", str(steps), *every, *make)
+    prompts = [_beginning(root, name)] if text else ["The ", "def "]
+    for prompt in prompts:
+        _run("sample", name, prompt, "--max-new-tokens", "60", *tail)
+    _run("eval", name, "--data", name, "--split", "test", "--stride", "128", *tail)
+    rows = _compare(root, name)
+    page = root / f"{name}.html"
+    asked = [word for prompt in prompts for word in ("--sample", prompt)]
+    _run("report", name, "--out", str(page), *asked, "--look", PANGRAM, *tail)
     elapsed = time.monotonic() - began
-    if as_json:
-        console.answer_json({"bits_per_byte": dict(rows), "steps": steps, "seconds": elapsed})
-        return
     console.say("\nbits per byte on the held-out documents, one by one (lower is better):")
-    console.answer(console.table([(name, f"{bits:.3f}") for name, bits in rows]))
+    console.answer(console.table([(row, f"{bits:.3f}") for row, bits in rows]))
     winner = min(rows, key=lambda row: row[1])[0]
     console.say(f"\n{winner} wins. This took {show_duration(elapsed)}. What next:")
-    console.say(f'  lmcli sample {NAME} "import " --num-return-sequences 3')
-    console.say(f"  lmcli train --name {NAME} --steps {3 * steps}   # train on")
-    console.say("  lmcli ls")
+    console.say(f"  {page}   # curves, samples, where it looked: open it in a browser")
+    console.say(f"  lmcli sample {name} {shlex.quote(prompts[-1])} --num-return-sequences 3")
+    console.say(f"  lmcli train --name {name} --steps {3 * steps}   # train on")
+    return {"bits_per_byte": dict(rows), "steps": steps, "seconds": elapsed, "page": str(page)}
 
 
 def _run(*words: str) -> None:
@@ -105,30 +138,35 @@ def _run(*words: str) -> None:
     from lmcli.cli import cli
 
     console.say(f"\n$ lmcli {shlex.join(words)}")
-    try:
-        cli.main(args=list(words), prog_name="lmcli", standalone_mode=False)
-    except (KeyboardInterrupt, click.Abort, Interrupted):
-        console.say("stopped; `lmcli quickstart` goes on from here")
-        raise
+    cli.main(args=list(words), prog_name="lmcli", standalone_mode=False)
 
 
-def _plan_steps(root: Path, seconds: float) -> int:
+def _plan_steps(root: Path, name: str, seconds: float) -> int:
     """How many steps fit into the time, by running a few in memory."""
     from lmcli.runs.start import measure
 
-    rate = measure(root, NAME, MODEL)
+    rate = measure(root, name, MODEL)
     steps = max(20, int(seconds / rate) // 10 * 10)
     console.say(f"\na step takes {rate:.2f} s here: {steps} steps fit")
     return steps
 
 
-def _compare(root: Path, run: Path) -> list[tuple[str, float]]:
+def _beginning(root: Path, name: str) -> str:
+    """The first words of a held-out document, to prompt with."""
+    from lmcli.dataset.store import Dataset
+
+    dataset = Dataset.open(root / layout.FOLDERS["dataset"] / name)
+    words = next(_texts(dataset, "test")).decode("utf-8", "replace").split()
+    return " ".join(words[:3])[:40]
+
+
+def _compare(root: Path, name: str) -> list[tuple[str, float]]:
     """Bits per byte of the model and of general compressors on the test documents."""
     from lmcli.dataset.store import Dataset
 
-    dataset = Dataset.open(root / layout.FOLDERS["dataset"] / NAME)
+    dataset = Dataset.open(root / layout.FOLDERS["dataset"] / name)
     texts = list(_texts(dataset, "test"))
-    rows = [("this model", _model_bits(run))]
+    rows = [("this model", _model_bits(root / layout.FOLDERS["run"] / name))]
     compressors: dict[str, Callable[[bytes], bytes]] = {
         "gzip -9": lambda text: gzip.compress(text, 9),
         "bz2 -9": lambda text: bz2.compress(text, 9),

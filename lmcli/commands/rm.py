@@ -8,7 +8,7 @@ import click
 from lmcli import console
 from lmcli.artifacts import files, inventory, layout, lock, manifest
 from lmcli.commands import options
-from lmcli.errors import DataError, MismatchError, RefusedError, UsageError
+from lmcli.errors import RefusedError, UsageError
 
 
 @click.command(short_help="Move an artifact to the trash; never a parent in use.")
@@ -33,12 +33,10 @@ def command(artifacts: tuple[str, ...], empty_trash: bool, root: Path, as_json: 
         path = layout.find(root, reference)
         if layout.is_path(reference):
             path = path.resolve()
-            if not (path / layout.MANIFEST).is_file():
-                raise UsageError(f"{reference} is not an artifact: it has no {layout.MANIFEST}")
-        try:
-            users = inventory.children(root, manifest.read(path).id)
-        except (DataError, MismatchError):
-            users = []
+            kind, _ = manifest.claims(path)
+            if kind not in layout.FOLDERS:
+                raise UsageError(f"{reference} is {kind or 'not an artifact'}; nothing was moved")
+        users = inventory.users(root, path)
         if users:
             raise RefusedError(f"{reference} is a parent of {', '.join(users)}; remove those first")
         with ExitStack() as stack:

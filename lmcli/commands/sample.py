@@ -48,6 +48,9 @@ def command(
     config = build(GenerationConfig, given)
     if config.top_p <= 0:
         raise UsageError("--top-p must be above 0; --temperature 0 is greedy")
+    for prompt in prompts:
+        if not prompt.isprintable() and any("\ud800" <= c <= "\udfff" for c in prompt):
+            raise UsageError(f"the prompt {prompt!r} is not UTF-8")
     if not prompts and sys.stdin.isatty():
         raise UsageError("no prompt: give one as an argument or lines on standard input")
     from lmcli.runs.load import load
@@ -92,11 +95,22 @@ def _write(
     wanted = [i for i, prompt in enumerate(prompts) if prompt or not lines]
     ids = [tokenizer.encode(prompts[i]) for i in wanted]
     for tokens in ids:
-        if len(tokens) + 2 > engine.context_length:
-            console.warn(
-                f"a prompt of {len(tokens)} tokens keeps its last "
-                f"{len(engine.fit_prompt(tokens))}: the context is {engine.context_length}"
+        kept = len(engine.fit_prompt(tokens, config.max_new_tokens))
+        if kept < len(tokens) + 1:
+            console.warn_once(
+                f"a prompt of {len(tokens)} tokens keeps its last {kept}, so that there is room "
+                f"for new ones: the context is {engine.context_length}"
             )
+        if config.max_length and config.max_length <= len(tokens):
+            console.warn_once(
+                f"a prompt of {len(tokens)} tokens leaves nothing of --max-length "
+                f"{config.max_length}: its completion is empty"
+            )
+    if config.max_new_tokens >= engine.context_length:
+        console.warn_once(
+            f"--max-new-tokens {config.max_new_tokens} does not fit: completions end with the "
+            f"context of {engine.context_length} tokens"
+        )
     stop = tokenizer.newline_ids if lines else frozenset()
     with loaded.machine.autocast():
         done = engine.generate(ids, config, [first + i for i in wanted], stop)

@@ -10,16 +10,14 @@ from lmcli import console
 from lmcli.artifacts import layout, lock
 from lmcli.commands import options
 from lmcli.config.model import ModelConfig
-from lmcli.config.training import TrainingConfig
+from lmcli.config.training import StartConfig, TrainingConfig
 from lmcli.config.units import parse_duration
 from lmcli.signals import StopRequest
 
 
 @click.command(short_help="Train a model; the same command again resumes it.")
 @click.option("--name", metavar="RUN", required=True, help="Name of the run.")
-@click.option("--data", metavar="DATASET", help="Dataset to train on (needed for a new run).")
-@click.option("--preset", "preset_name", metavar="NAME", help="Model shape: nano to gpt2-xl.")
-@options.settings(TrainingConfig, ModelConfig, leave_out=("vocab_size",), file=True)
+@options.settings(StartConfig, TrainingConfig, ModelConfig, leave_out=("vocab_size",), file=True)
 @click.option(
     "--max-time", metavar="TIME", help="Save and stop (exit code 75) before 3h55m, say, are over."
 )
@@ -28,8 +26,6 @@ from lmcli.signals import StopRequest
 @options.common
 def command(
     name: str,
-    data: str | None,
-    preset_name: str | None,
     given: dict[str, Any],
     max_time: str | None,
     dry_run: bool,
@@ -52,6 +48,7 @@ def command(
       lmcli train --name base --steps 8000          # train on
       lmcli train --name base --max-time 3h55m      # in a job of four hours
     """
+    data, preset_name = given.pop("data", None), given.pop("preset", None)
     run = layout.new(root, "run", name)
     for path in (layout.creation_lock(run), run / layout.LOCK):
         lock.check_free(path, f"run {name}")

@@ -40,5 +40,9 @@ class TokenizerConfig:
 
     algorithm: str = option("bpe", "byte-level byte-pair encoding", choices=("bpe",))
     vocab_size: int | None = option(
-        None, "tokens, special ones included [8192 or what the text supports]", low=1, unit="count"
+        None,
+        "tokens, special ones included [8192 or what the text supports]",
+        low=1,
+        high=2**22,
+        unit="count",
     )

@@ -13,6 +13,14 @@ CHANGEABLE = (
 
 
 @dataclass(frozen=True, kw_only=True)
+class StartConfig:
+    """What a new run starts from."""
+
+    data: str | None = option(None, "dataset to train on; a new run needs one")
+    preset: str | None = option(None, "model shape, nano to gpt2-xl; settings win over it")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """The training half of a run's config.json. Sizes are per optimizer step, over all ranks."""
 
@@ -63,7 +71,7 @@ class TrainingConfig:
         "compute precision; weights stay float32",
         choices=("auto", "float32", "bfloat16"),
     )
-    threads: int = option(0, "CPU threads; 0: all cores this process may use", low=0)
+    threads: int = option(0, "CPU threads; 0: all cores this process may use", low=0, high=1024)
 
     def __post_init__(self) -> None:
         if self.lr <= 0:

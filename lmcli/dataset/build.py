@@ -81,7 +81,7 @@ def _by_position(pieces: Iterable[Piece], lengths: list[int], shares: Shares) ->
             cut = -1
             if part < len(splits) - 1 and place + len(text) > ends[part]:
                 cut = text.find("\n", max(0, int(ends[part]) - place - 1))
-            if cut < 0 or cut + 1 == len(text):
+            if cut < 0 or (cut + 1 == len(text) and piece.ends_document):
                 break
             yield splits[part], text[: cut + 1], True
             place, text, part = place + cut + 1, text[cut + 1 :], part + 1

@@ -30,13 +30,13 @@ class Window:
 def windows(ids: np.ndarray, eos_id: int, context_length: int, stride: int) -> Iterator[Window]:
     """Covers the targets of one document without gap or overlap.
 
-    context 4, stride 2, targets a b c d e f:  [abcd] then  c d [ef]
+    context 4, stride 2, targets a b c d e f:  [abcd] then  c d [ef]; stride 4:  [abcd] then [ef]
     """
     inputs = np.concatenate([[eos_id], ids[:-1]]).astype(np.int64)
     done = 0
     while done < len(ids):
         end = min(len(ids), context_length if done == 0 else done + stride)
-        start = max(0, end - context_length) if done else 0
+        start = done if stride == context_length else max(0, end - context_length)
         yield Window(inputs[start:end], ids[start:end].astype(np.int64), end - done)
         done = end
 

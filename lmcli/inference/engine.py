@@ -2,7 +2,7 @@
 
 Every prompt is preceded by one `<eos>`, because documents follow one in training. Generation stops
 at `<eos>`, at a stop id, at the length asked for, or at the model's context length; a prompt that
-does not fit keeps its last tokens.
+does not fit keeps its last tokens (`Engine.fit_prompt`).
 """
 
 from collections.abc import Callable, Sequence
@@ -54,9 +54,13 @@ class Engine:
     def context_length(self) -> int:
         return self.model.config.context_length
 
-    def fit_prompt(self, ids: Sequence[int]) -> list[int]:
-        """`<eos>` and the last tokens of a prompt that leave room for one more."""
-        return [self.eos_id, *ids][-max(1, self.context_length - 1) :]
+    def fit_prompt(self, ids: Sequence[int], n_new: int = 1) -> list[int]:
+        """`<eos>` and the prompt, or its last tokens that leave room for `n_new` more.
+
+        New tokens may take half of the context from a prompt, and no more.
+        """
+        room = max(1, min(n_new, self.context_length // 2))
+        return [self.eos_id, *ids][-max(1, self.context_length - room) :]
 
     @torch.inference_mode()
     def generate(
@@ -74,10 +78,11 @@ class Engine:
         """
         rows: list[_Row] = []
         for i, prompt in enumerate(prompts):
-            fitted = self.fit_prompt(prompt)
-            limit = min(config.max_new_tokens, self.context_length - len(fitted))
+            limit = config.max_new_tokens
             if config.max_length:
                 limit = min(limit, config.max_length - len(prompt))
+            fitted = self.fit_prompt(prompt, limit)
+            limit = min(limit, self.context_length - len(fitted))
             record = records[i] if records is not None else i
             for sample in range(config.num_return_sequences):
                 rows.append(_Row(len(rows), record, sample, fitted, max(0, limit)))
@@ -149,6 +154,30 @@ class Engine:
         if torch.is_autocast_enabled(device):
             return torch.get_autocast_dtype(device)
         return self.model.embed.weight.dtype
+
+    @torch.inference_mode()
+    def next_logprobs(self, ids: Sequence[int]) -> np.ndarray:
+        """log P(next token | `<eos>` and ids): float64 [V], without temperature or constraints."""
+        self.model.eval()
+        hidden = self.model(torch.tensor([self.fit_prompt(ids)], device=self.device))
+        logits = self.model.logits(hidden[0, -1]).double()
+        return logits.log_softmax(-1).cpu().numpy()
+
+    @torch.inference_mode()
+    def attention(self, ids: Sequence[int]) -> np.ndarray:
+        """Self-attention weights [L, H, T + 1, T + 1] of `<eos>` and T ids; each row sums to 1."""
+        self.model.eval()
+        inputs = torch.tensor([[self.eos_id, *ids]], device=self.device)
+        seen: list[Tensor] = []
+        layers = [block.attn for block in self.model.decoder.blocks]
+        try:
+            for layer in layers:
+                layer.watch = seen.append  # type: ignore[union-attr]
+            self.model(inputs)
+        finally:
+            for layer in layers:
+                layer.watch = None  # type: ignore[union-attr]
+        return torch.cat(seen).double().cpu().numpy()
 
     @torch.inference_mode()
     def score(self, input_ids: np.ndarray, targets: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ Attention is softmax(q k^T * scale + bias) v (Vaswani et al. 2017, section 3.2.1
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -101,6 +102,8 @@ class Attention(nn.Module):
         self.scale, self.dropout = config.attention_scale, config.attention_dropout
         self.theta, self.scaling = config.rope_theta, config.rope_scaling
         self.rope = config.position == "rope"
+        # Given each call's weights [B, H, T, S], to look inside; the output does not depend on it.
+        self.watch: Callable[[Tensor], None] | None = None
 
     def heads(self, x: Tensor, n: int) -> Tensor:
         return x.view(*x.shape[:2], n, self.head_dim).transpose(1, 2)  # [B, n, T, D]
@@ -140,6 +143,13 @@ class Attention(nn.Module):
             if cache is not None:
                 assert positions is not None
                 k, v = cache.update(k, v, positions)
+        if self.watch is not None:
+            seen = mask
+            if causal and mask is None:
+                ones = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device)
+                seen = ones.tril(k.shape[2] - q.shape[2])
+            shared = k.repeat_interleave(self.n_heads // self.n_kv_heads, 1)
+            self.watch(attention_weights(q, shared, self.scale, seen))
         y = F.scaled_dot_product_attention(
             q,
             k,
@@ -157,5 +167,6 @@ def attention_weights(q: Tensor, k: Tensor, scale: float, mask: Tensor | None = 
     """softmax(q k^T * scale) [.., T, S], written out for tests and for looking inside."""
     logits = q @ k.transpose(-2, -1) * scale
     if mask is not None:
-        logits = logits.masked_fill(~mask, -math.inf)
+        floating = mask.is_floating_point()
+        logits = logits + mask if floating else logits.masked_fill(~mask, -math.inf)
     return logits.softmax(dim=-1)

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lmcli import console
 from lmcli.artifacts import files, layout
 from lmcli.config import fields
@@ -13,6 +15,7 @@ from lmcli.config.training import CHANGEABLE, TrainingConfig
 from lmcli.dataset.store import Dataset
 from lmcli.errors import DataError, MismatchError, UsageError
 from lmcli.model.presets import preset
+from lmcli.model.transformer import Transformer
 from lmcli.text.tokenizer import Tokenizer
 from lmcli.training import events, precision
 
@@ -66,6 +69,13 @@ class RunConfig:
             "training": dataclasses.asdict(self.training),
             "data": self.data,
         }
+
+
+def parameters(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter of a resolved config, by name; no memory is taken."""
+    with torch.device("meta"):
+        model = Transformer(config)
+    return {name: tuple(p.shape) for name, p in model.named_parameters()}
 
 
 def plan(

@@ -1,6 +1,8 @@
 """A trained run behind an Engine, to sample from or to score."""
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,8 +10,10 @@ from typing import Any
 from lmcli import console
 from lmcli.artifacts import files, layout, lock, manifest
 from lmcli.config.evaluation import EvaluationConfig
+from lmcli.config.generation import GenerationConfig
 from lmcli.dataset.store import Dataset
 from lmcli.errors import LmcliError, MismatchError, UsageError
+from lmcli.evaluation.attention import WordAttention, word_attention
 from lmcli.evaluation.evaluate import SplitScorer
 from lmcli.inference.engine import Engine
 from lmcli.metrics import perplexity
@@ -31,6 +35,31 @@ class LoadedRun:
     machine: Machine
     step: int
     checkpoint_id: str
+
+    def complete(self, prompts: Sequence[str], config: GenerationConfig) -> list[list[str]]:
+        """`num_return_sequences` completions of each prompt."""
+        with self.machine.autocast():
+            done = self.engine.generate([self.tokenizer.encode(p) for p in prompts], config)
+        return [[self.tokenizer.decode(c.ids) for c in completions] for completions in done]
+
+    def next_tokens(self, prompt: str, top: int) -> list[dict[str, Any]]:
+        """The `top` most likely tokens after a prompt, with P(w_t | w_1 .. w_t-1)."""
+        with self.machine.autocast():
+            logprobs = self.engine.next_logprobs(self.tokenizer.encode(prompt))
+        return [
+            {
+                "id": i,
+                "token": self.tokenizer.decode([i]) if i != self.tokenizer.eos_id else "<eos>",
+                "probability": math.exp(logprobs[i]),
+                "logprob": float(logprobs[i]),
+            }
+            for i in (-logprobs).argsort(kind="stable")[:top].tolist()
+        ]
+
+    def attention(self, text: str) -> WordAttention:
+        """What each word of a text looked at."""
+        with self.machine.autocast():
+            return word_attention(self.engine, self.tokenizer, text)
 
 
 def load(

@@ -94,6 +94,11 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         return list(self._inner.encode(text, add_special_tokens=False).ids)
 
+    def spans(self, text: str) -> list[tuple[int, int, int]]:
+        """(id, first character, one past the last) of each token of a text."""
+        encoded = self._inner.encode(text, add_special_tokens=False)
+        return [(i, *span) for i, span in zip(encoded.ids, encoded.offsets, strict=True)]
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """In parallel, in order."""
         encoded = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)

@@ -141,7 +141,7 @@ class Trainer:
         total = self.config.steps
         saved = self.state.step
         tokens_here, seconds_here = 0, 0.0
-        with console.Progress("step", total) as progress:
+        with console.Progress("step", total, done=saved) as progress:
             while self.state.step < until:
                 if stop.requested:
                     if self.state.step > saved:

@@ -1,6 +1,7 @@
 """lmcli ls, show, status, verify, rm and doctor on a trained run, whole and damaged."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -179,3 +180,13 @@ def test_doctor_says_what_it_found_and_what_it_would_choose(cli, root):
     assert facts["torch"][0].isdigit() and facts["cores"] >= 1
     assert not list(root.parent.iterdir())
     assert cli("doctor").out.count("\n") == len(facts)
+
+
+def test_rm_takes_whole_artifacts_and_keeps_a_damaged_parent(cli, tiny_copy):
+    part = cli("rm", f"{tiny_copy}/runs/base/checkpoints/step-000020")
+    assert part.code == 2 and "is checkpoint; nothing was moved" in part.err
+    (tiny_copy / "datasets/corpus/train.bin").write_bytes(b"")
+    assert cli("rm", "datasets/corpus").code == 77
+    shutil.copytree(tiny_copy / "datasets/corpus", tiny_copy / "datasets/broken-twin")
+    shutil.copytree(tiny_copy / "tokenizers/tok", tiny_copy / "tokenizers/twin")
+    assert cli("rm", "tokenizers/tok").code == 0 and cli("rm", "tokenizers/twin").code == 77

@@ -1,6 +1,7 @@
 """lmcli data: what is shown, and every problem that verify can name."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,7 +88,7 @@ def test_verify_reads_the_ids_that_honest_hashes_cover(cli, tiny_copy):
 
     path = tiny_copy / "datasets" / "corpus"
     old = manifest.read(path)
-    for split, position, token in (("train", 5, 320), ("val", -1, 7)):
+    for split, position, token in (("train", 600, 320), ("val", -1, 7)):
         tokens = np.fromfile(path / f"{split}.bin", dtype="<u2")
         tokens[position] = token
         tokens.tofile(path / f"{split}.bin")
@@ -95,5 +96,17 @@ def test_verify_reads_the_ids_that_honest_hashes_cover(cli, tiny_copy):
     manifest.write(path, "dataset", "corpus", old.parents, old.config)
     result = cli("data", "verify", "corpus")
     assert result.code == 65
-    assert "train.bin: token id 320 outside 320; corrupt" in result.out
+    assert "train.bin: token id 320 is outside the vocabulary of 320; corrupt" in result.out
+    assert cli("verify", "corpus").out == result.out
+    trained = cli("train", "--data", "corpus", "--name", "x", "--context-length", 32, "--steps", 99)
+    assert trained.code == 65 and "train.bin: token id 320" in trained.err
     assert "val.bin: document 0 does not end in <eos>; corrupt" in result.out
+
+
+def test_a_dry_run_reads_sizes_and_writes_nothing(cli, tiny_copy):
+    before = sorted(tiny_copy.rglob("*"))
+    line = ["data", "build", "README.md", "--tokenizer", "tok", "--name", "dry", "--dry-run"]
+    Path("README.md").write_text("text")
+    said = json.loads(cli(*line, "--json").out)
+    assert said["read"] == {"train": {"files": 1, "bytes": 4}} and not said["exists"]
+    assert sorted(tiny_copy.rglob("*")) == before

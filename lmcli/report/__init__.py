@@ -1,0 +1,1 @@
+"""Tables, figures and one HTML page from what runs wrote; reads JSON only."""

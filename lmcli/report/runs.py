@@ -1,0 +1,85 @@
+"""What there is to say about a run, read from its folder."""
+
+import json
+import shlex
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lmcli.artifacts import files, inventory, layout, manifest
+from lmcli.errors import DataError
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run: its facts for a table, its logs for curves, its evals, and how it was made."""
+
+    name: str
+    facts: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    perf: list[dict[str, Any]]
+    evals: list[dict[str, Any]]
+    commands: list[str]
+
+
+def read(root: Path, reference: str) -> RunRecord:
+    """Raises MissingInputError, or DataError for a file that changed."""
+    run = layout.find(root, reference, "run")
+    made = manifest.read(run, "run")
+    config = files.read_json(run / layout.CONFIG)
+    status = inventory.status(run)
+    metrics, perf = files.read_log(run / layout.METRICS), files.read_log(run / layout.PERF)
+    evals = [files.read_sealed(p) for p in sorted((run / layout.EVALS).glob("[!.]*.json"))]
+    rates = [r["tokens_per_second"] for r in perf if "tokens_per_second" in r]
+    losses = [r for r in metrics if "val_loss" in r]
+    best = min(losses, key=lambda r: float(r["val_loss"])) if losses else {}
+    facts: dict[str, Any] = {
+        "run": run.name,
+        "state": status["state"],
+        "step": status["step"],
+        "parameters": _n_parameters(run),
+        "tokens": max((r["tokens"] for r in metrics if "tokens" in r), default=0),
+        "loss": status.get("loss"),
+        "val_loss": best.get("val_loss"),
+        "val_bits_per_byte": best.get("val_bits_per_byte"),
+        "best_step": best.get("step"),
+        "tokens_per_second": round(statistics.median(rates)) if rates else None,
+        "minutes": round(perf[-1]["seconds"] / 60, 2) if perf else None,
+        "data": config["data"]["name"],
+    }
+    for result in evals:
+        for score in result["scores"]:
+            if score["name"] in ("bits_per_byte", "perplexity"):
+                facts[f"{result['dataset']['split']}_{score['name']}"] = score["value"]
+    return RunRecord(run.name, facts, metrics, perf, evals, _commands(root, made))
+
+
+def _n_parameters(run: Path) -> int | None:
+    """From the header of the newest weights: 8 bytes of length, then JSON with every shape."""
+    steps = inventory.checkpoints(run)["steps"]
+    if not steps:
+        return None
+    path = layout.checkpoint(run, steps[-1]) / layout.MODEL
+    with open(path, "rb") as file:
+        try:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        except ValueError as error:
+            raise DataError(f"{path}: not readable as safetensors ({error})") from None
+    total = 0
+    for name, tensor in header.items():
+        size = 1 if name != "__metadata__" else 0
+        for dim in tensor.get("shape", ()):
+            size *= dim
+        total += size
+    return total
+
+
+def _commands(root: Path, made: manifest.Manifest) -> list[str]:
+    """The command lines that made a run's parents, and then the run."""
+    lines = []
+    for kind in ("tokenizer", "dataset"):
+        parent = inventory.name_of(root, made.parents.get(kind, ""))
+        if parent is not None:
+            lines.append(manifest.read(layout.find(root, parent)).made["command"])
+    return [shlex.join(line) for line in [*lines, made.made["command"]]]
