@@ -73,6 +73,15 @@ class HangError(LmcliError):
     exit_code = 79
 
 
+def exit_code(error: BaseException) -> int:
+    """The code that the command will exit with for an error that nobody handles."""
+    if isinstance(error, LmcliError):
+        return error.exit_code
+    if isinstance(error, OSError):
+        return StorageError.exit_code
+    return OutOfMemoryError.exit_code if out_of_memory(error) else 1
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether torch or Python ran out of memory, on a CPU or a GPU."""
     text = str(error)

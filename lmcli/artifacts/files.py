@@ -191,7 +191,7 @@ def commit_directory(temporary: Path, final: Path) -> None:
     mask = os.umask(0)
     os.umask(mask)
 
-    for path in sorted(temporary.rglob("*")):
+    for path in inside(temporary):
         if path.is_dir():
             sync_directory(path)
         else:
@@ -199,6 +199,20 @@ def commit_directory(temporary: Path, final: Path) -> None:
             _sync(path)
     sync_directory(temporary)
     move(temporary, final)
+
+
+def inside(folder: Path) -> list[Path]:
+    """Everything under `folder`, sorted; OSError for what cannot be listed, where rglob is silent.
+
+    What a living run removes meanwhile is left out.
+    """
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
+    walk = os.walk(folder, onerror=refuse)
+    return sorted(Path(where, name) for where, *lists in walk for names in lists for name in names)
 
 
 def remove(path: Path) -> None:

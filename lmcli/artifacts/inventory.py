@@ -255,7 +255,7 @@ def _eval_problems(run: Path) -> list[str]:
 def _foreign(run: Path) -> list[str]:
     """What nobody of lmcli put there; what a killed process left is swept by the next one."""
     strangers = []
-    for path in sorted(run.rglob("*")):
+    for path in files.inside(run):
         name = path.relative_to(run).as_posix()
         if any(part.startswith(files.TEMPORARY) for part in name.split("/")):
             continue

@@ -59,7 +59,7 @@ def write(
 
     `environment` is recorded with when, where and by which command, apart from the id.
     """
-    inside = (p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file())
+    inside = (p.relative_to(directory).as_posix() for p in files.inside(directory) if p.is_file())
     names = sorted(name for name in inside if name != layout.MANIFEST)
     table = {
         n: {"bytes": (directory / n).stat().st_size, "sha256": files.sha256_file(directory / n)}
@@ -145,7 +145,7 @@ def verify(directory: Path, foreign: bool = True) -> list[str]:
     if foreign:
         known = {*manifest.files, layout.MANIFEST}
         folders = {parent.as_posix() for name in known for parent in Path(name).parents}
-        for path in sorted(directory.rglob("*")):
+        for path in files.inside(directory):
             name = path.relative_to(directory).as_posix()
             if name not in (folders if path.is_dir() and not path.is_symlink() else known):
                 problems.append(f"{path}: not listed in the manifest; not written by lmcli")

@@ -35,7 +35,7 @@ def command() -> None:
 
 @command.command("next")
 @click.argument("run")
-@click.argument("prompt")
+@click.argument("prompt", type=options.Text())
 @click.option("--top", type=click.IntRange(1), default=10, show_default=True, help="Tokens shown.")
 @options.checkpoint_options
 @options.common
@@ -64,7 +64,7 @@ def next_(run: str, prompt: str, top: int, at: dict[str, str], root: Path, as_js
 
 @command.command("attention")
 @click.argument("run")
-@click.argument("text")
+@click.argument("text", type=options.Text())
 @click.option("--focus", metavar="WORD", help="Only what this word looks at, and who looks at it.")
 @click.option("--layer", type=int, metavar="N", help="One layer, from 1.  [default: their mean]")
 @click.option("--head", type=int, metavar="N", help="One head, from 1.  [default: their mean]")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -58,6 +59,19 @@ def _flag(name: str, field: "dataclasses.Field[Any]") -> Callable[[F], F]:
     if kind is bool:
         return click.option(f"{flag}/{fields.flag('no_' + name)}", name, default=None, help=text)
     return click.option(flag, name, metavar=METAVAR[kind], help=text)
+
+
+class Text(click.types.StringParamType):
+    """Text of an argument, UTF-8 whatever the locale is; a usage error for other bytes."""
+
+    name = "text"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        foreign = any("\ud800" <= character <= "\udfff" for character in value)
+        try:
+            return os.fsencode(value).decode() if foreign else value
+        except UnicodeError:
+            self.fail("not UTF-8", param, ctx)
 
 
 def _set_loudness(ctx: click.Context, param: click.Parameter, value: bool) -> None:

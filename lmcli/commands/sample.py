@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Generate text from prompts; a filter for pipes.")
 @click.argument("run")
-@click.argument("prompts", nargs=-1)
+@click.argument("prompts", nargs=-1, type=options.Text())
 @options.settings(GenerationConfig)
 @click.option("--echo", is_flag=True, help="Print the prompt before each completion.")
 @options.checkpoint_options

@@ -69,14 +69,15 @@ def command(
     Without --ref the references are in the records of HYPOTHESES. A reference in JSONL may be a
     list. Each number comes with the signature of how it was made.
 
-    \\b
+    \b
     Examples:
       lmcli score out.de --ref test.de
       lmcli sample base --json < prompts | lmcli score - --ref answers.txt --metric f1
       lmcli score out.zh --ref a.zh --ref b.zh --metric bleu --tokenize zh --baseline old.zh
       lmcli score answers.jsonl --ref-key answers --metric em --metric f1 --json
     """
-    metrics = [_metric(name, tokenize, lowercase, stem) for name in names or DEFAULT]
+    for name in names or DEFAULT:  # a wrong name is said before anything is read
+        _metric(name, tokenize, lowercase, stem)
     from lmcli.metrics.significance import compare
     from lmcli.text import segments as files
 
@@ -92,6 +93,8 @@ def command(
     if baseline is not None:
         other = [texts[0] for texts in files.read(baseline, hyp_key)]
         _same_length(hypotheses, len(hyps), baseline, len(other))
+    n_refs = len(refs[0]) if len({len(texts) for texts in refs}) == 1 else -1
+    metrics = [_metric(name, tokenize, lowercase, stem, n_refs) for name in names or DEFAULT]
     records: list[dict[str, Any]] = []
     per_segment: dict[str, list[float]] = {}
     for metric in metrics:
@@ -108,7 +111,7 @@ def command(
         console.answer_json(answer | ({"segments": per_segment} if segments else {}))
         return
     for row in zip(*per_segment.values(), strict=True):
-        console.answer("\\t".join(f"{value:.2f}" for value in row))
+        console.answer("\t".join(f"{value:.2f}" for value in row))
     if other is None:
         console.answer(console.table([(r["name"], f"{r['value']:.2f}") for r in records]))
     else:
@@ -129,7 +132,7 @@ def _same_length(first: str, n: int, second: str, m: int) -> None:
         raise DataError(f"{first} has {n:,} segments and {second} {m:,}; they must be as many")
 
 
-def _metric(name: str, tokenize: str, lowercase: bool, stem: bool) -> "Metric":
+def _metric(name: str, tokenize: str, lowercase: bool, stem: bool, n_refs: int = 1) -> "Metric":
     from lmcli.metrics import answers, rouge, translation
 
     if tokenize not in translation.TOKENIZERS:
@@ -137,7 +140,7 @@ def _metric(name: str, tokenize: str, lowercase: bool, stem: bool) -> "Metric":
         close = suggest(tokenize, known)
         raise UsageError(f"--tokenize {tokenize!r} is not one of {', '.join(known)}{close}")
     if name in translation.NAMES:
-        return translation.translation(name, tokenize, lowercase)
+        return translation.translation(name, tokenize, lowercase, n_refs)
     if name in rouge.NAMES:
         return rouge.rouge(name, stem)
     if name in answers.NAMES:

@@ -80,7 +80,7 @@ class Windows:
         first = step * batch_size + (rank * n_micro + micro) * size
         starts = self.starts(np.arange(first, first + size))
         where = starts[:, None] + np.arange(self.context_length + 1)[None, :]
-        rows = self.store.checked(self.store.tokens[where]).astype(np.int64)  # [B, T + 1]
+        rows = self.store.take(where)  # [B, T + 1]
         return Batch(
             input_ids=rows[:, :-1].copy(),
             targets=rows[:, 1:].copy(),

@@ -80,10 +80,14 @@ class TokenStore:
 
     def document(self, i: int) -> np.ndarray:
         """Ids of document i, its closing `<eos>` included."""
-        return self.checked(self.tokens[self.offsets[i] : self.offsets[i + 1]])
+        return self._known(self.tokens[self.offsets[i] : self.offsets[i + 1]])
 
-    def checked(self, ids: np.ndarray) -> np.ndarray:
-        """The ids, or a DataError where one is outside the vocabulary."""
+    def take(self, where: np.ndarray) -> np.ndarray:
+        """The ids at these places, as int64."""
+        return self._known(self.tokens[where]).astype(np.int64)
+
+    def _known(self, ids: np.ndarray) -> np.ndarray:
+        """`ids`, or a DataError for one outside the vocabulary."""
         if ids.size and int(ids.max()) >= self.vocab_size:
             raise DataError(
                 f"{self.bin}: token id {ids.max()} is outside the vocabulary of "
@@ -95,7 +99,7 @@ class TokenStore:
         """Reads every id; DataError when one is outside the vocabulary, or when a document does
         not end in `eos_id`."""
         for start in range(0, self.n_tokens, 2**24):
-            self.checked(self.tokens[start : start + 2**24])
+            self._known(self.tokens[start : start + 2**24])
         for start in range(1, len(self.offsets) if eos_id is not None else 0, 2**20):
             wrong = self.tokens[self.offsets[start : start + 2**20] - 1] != eos_id
             if wrong.any():

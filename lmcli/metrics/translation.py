@@ -14,9 +14,14 @@ NEEDS = {"ja-mecab": "MeCab", "ko-mecab": "mecab_ko", "flores200": "sentencepiec
 NAMES = ("bleu", "chrf", "chrf++", "ter")
 
 
-def translation(name: str, tokenize: str, lowercase: bool) -> Metric:
-    """Raises MissingInputError for a tokenizer that is not installed: nothing is downloaded."""
-    from sacrebleu.metrics import BLEU, CHRF, TER
+def translation(name: str, tokenize: str, lowercase: bool, n_refs: int = 1) -> Metric:
+    """`n_refs` is -1 where segments have different numbers of references.
+
+    Raises MissingInputError for a tokenizer that is not installed: nothing is downloaded.
+    """
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
+    from sacrebleu.metrics.ter import TER
 
     inner: Any
     if name == "bleu":
@@ -37,14 +42,13 @@ def translation(name: str, tokenize: str, lowercase: bool) -> Metric:
     def statistics(hypotheses: Sequence[str], references: References) -> np.ndarray:
         most = max(map(len, references))
         streams = [[refs[i] if i < len(refs) else None for refs in references] for i in range(most)]
-        inner.num_refs = most if len({len(r) for r in references}) == 1 else -1
         return np.array(inner._extract_corpus_statistics(hypotheses, streams), dtype=np.float64)
 
     def value(summed: np.ndarray, n: int) -> float:
         whole = summed if name == "ter" else summed.astype(np.int64)
         return float(inner._compute_score_from_stats(whole.tolist()).score)
 
-    inner.num_refs = 1
+    inner.num_refs = n_refs
     return Metric(name, f"{inner.get_signature()}", statistics, value, name != "ter")
 
 

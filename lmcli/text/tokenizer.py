@@ -47,8 +47,9 @@ class Tokenizer:
     def load(cls, path: Path) -> "Tokenizer":
         if not path.is_file():
             raise MissingInputError(f"{path}: no such tokenizer")
+        data = path.read_bytes()
         try:
-            return cls(HFTokenizer.from_file(str(path)))
+            return cls(HFTokenizer.from_buffer(data))
         except DataError as error:
             raise DataError(f"{path}: {error}") from None
         except Exception as error:  # the library raises plain Exception for a bad file

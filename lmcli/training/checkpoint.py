@@ -18,7 +18,14 @@ from torch import Tensor, nn
 
 from lmcli import console
 from lmcli.artifacts import files, layout, manifest
-from lmcli.errors import DataError, DivergedError, LmcliError, MismatchError, StorageError
+from lmcli.errors import (
+    DataError,
+    DivergedError,
+    LmcliError,
+    MismatchError,
+    StorageError,
+    out_of_memory,
+)
 from lmcli.training.optimizers import Optimizer
 
 
@@ -76,8 +83,12 @@ def _save_tensors(tensors: dict[str, Tensor], path: Path, step: int) -> None:
 def load_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return dict(load_file(path))
-    except (SafetensorError, OSError) as error:
+    except SafetensorError as error:
         raise DataError(f"{path}: not readable as safetensors ({error})") from None
+    except (OSError, RuntimeError) as error:  # for safetensors whatever cannot be opened is missing
+        if out_of_memory(error) or not path.exists():
+            raise
+        raise StorageError(f"{path}: cannot be opened ({error})") from None
 
 
 def list_steps(run: Path) -> list[int]:
@@ -97,7 +108,7 @@ def newest(run: Path, at_most: int | None = None) -> tuple[Path, State] | None:
                 continue
             try:
                 return folder, read_state(run, folder)
-            except MismatchError:
+            except (MismatchError, StorageError):  # a disk that refuses is not a damaged file
                 raise
             except (LmcliError, FileNotFoundError) as error:
                 if folder.is_dir():
@@ -148,8 +159,9 @@ def read_state(run: Path, folder: Path) -> State:
 def load_weights(model: nn.Module, folder: Path) -> None:
     """Copies a checkpoint's weights into `model`; names and shapes must match exactly."""
     path = folder / layout.MODEL
+    tensors = load_tensors(path)
     try:
-        model.load_state_dict(load_tensors(path), strict=True)
+        model.load_state_dict(tensors, strict=True)
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise MismatchError(f"{path}: does not fit the run's config: {first}") from None

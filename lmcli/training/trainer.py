@@ -28,6 +28,7 @@ from lmcli.errors import (
     Interrupted,
     LmcliError,
     OutOfMemoryError,
+    exit_code,
     out_of_memory,
 )
 from lmcli.model.loss import summed_nll
@@ -128,8 +129,7 @@ class Trainer:
             self._loop(stop, until or self.config.steps)
         except BaseException as error:
             kind = "interrupted" if isinstance(error, Interrupted) else "failed"
-            code = 71 if out_of_memory(error) else 1
-            code = error.exit_code if isinstance(error, LmcliError) else code
+            code = exit_code(error)
             reason = str(error) if code != 1 else f"{type(error).__name__}: {error}"
             with contextlib.suppress(LmcliError):  # the disk may be what failed
                 self._status(kind, code, reason)

@@ -4,12 +4,15 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from conftest import REPOSITORY
+from forks import ENVIRONMENT, Forks
 
 SHAPE = [
     *("--n-layers", "1", "--d-model", "16", "--n-heads", "2", "--context-length", "16"),
@@ -17,6 +20,12 @@ SHAPE = [
 ]
 # What may differ between two runs that did the same: times, hosts, and who holds the lock.
 LIVING = ("status.json", "perf.jsonl", "LOCK", ".lock")
+
+
+DATA = (
+    ["tokenizer", "train", "{text}", "--name", "tok", "--vocab-size", "300"],
+    ["data", "build", "{text}", "--tokenizer", "tok", "--name", "corpus"],
+)
 
 
 @contextmanager
@@ -35,6 +44,17 @@ def corpus(folder: Path, n_characters: int = 12_000) -> Path:
     text = "".join((REPOSITORY / "data" / name).read_text() for name in ("en.txt", "zh.txt"))
     path.write_text((text * (1 + n_characters // len(text)))[:n_characters])
     return path
+
+
+def prepared(folder: Path, *more: list[object]) -> Path:
+    """An artifact root with tokenizer `tok` and dataset `corpus`, and what `more` lines make."""
+    text, root = corpus(folder), folder / "root"
+    with Forks([]) as forks:
+        for line in (*DATA, *more):
+            words = [str(word).format(text=text) for word in line]
+            code, _, said = forks.run(*words, "--artifacts", root)
+            assert code == 0, said
+    return root
 
 
 def artifacts(folder: Path) -> Path:
@@ -86,3 +106,28 @@ def digest(root: Path) -> dict[str, str]:
             data = json.loads(data)["id"].encode()
         found[name] = hashlib.sha256(data).hexdigest()
     return found
+
+
+def spawn(
+    *words: object, root: Path, prefix: Sequence[object] = (), **more: object
+) -> subprocess.Popen[str]:
+    """`lmcli WORDS` in a real process, the leader of its own group; a `prefix` may wrap it."""
+    line = [*prefix, sys.executable, "-m", "lmcli", *words, "--artifacts", root]
+    options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    options |= {"env": {**os.environ, **ENVIRONMENT}, "text": True, "start_new_session": True}
+    return subprocess.Popen([str(word) for word in line], **{**options, **more})
+
+
+def call(*words: object, root: Path, **more: object) -> tuple[int, str, str]:
+    """(exit code or minus the signal, stdout, stderr) of a real process."""
+    process = spawn(*words, root=root, **more)
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def sentence(said: str) -> str:
+    """The one sentence with which a command failed, which is the last thing it says."""
+    before, lmcli, last = said.rpartition("lmcli: ")
+    assert lmcli and "lmcli: " not in before and "Traceback" not in said, said
+    assert last.strip() and "\n" not in last.strip(), said
+    return last.strip()

@@ -6,8 +6,10 @@ minutes. The warm process has one thread, else a fork of it could hang.
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +41,29 @@ class Forks:
         answer: dict[str, Any] = json.loads(self._process.stdout.readline())
         return answer
 
-    def run(self, *args: object, crash_at: int = 0) -> tuple[int, int, str]:
-        """(exit code or minus the signal, crash points passed, stderr) of one command line."""
-        answer = self._ask({"args": [str(a) for a in args], "crash_at": crash_at, "fork": True})
+    def run(
+        self, *args: object, crash_at: int = 0, strace: Sequence[object] = ()
+    ) -> tuple[int, int, str]:
+        """(exit code or minus the signal, crash points passed, stderr) of one command line.
+
+        With `strace`, the options of one that is attached to it from its first call on.
+        """
+        request = {"args": args, "crash_at": crash_at, "strace": strace, "fork": True}
+        answer = self._ask(json.loads(json.dumps(request, default=str)))
         return answer["code"], answer["points"], answer["err"]
 
     def __exit__(self, *_: object) -> None:
         self._process.communicate()
+
+
+def _attached(pid: int, options: list[str]) -> subprocess.Popen[str]:
+    """strace on a process that has stopped itself, which goes on once it is traced."""
+    os.waitpid(pid, os.WUNTRACED)
+    command = ["strace", "-p", str(pid), *options]
+    tracer = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert tracer.stderr is not None and "attached" in tracer.stderr.readline()
+    os.kill(pid, signal.SIGCONT)
+    return tracer
 
 
 def _serve() -> None:
@@ -63,6 +81,8 @@ def _serve() -> None:
             scratch.write_bytes(b"")
             pid = os.fork()
             if not pid:
+                if request["strace"]:
+                    os.kill(os.getpid(), signal.SIGSTOP)
                 handle = os.open(scratch, os.O_RDWR | os.O_APPEND)
                 for target in (0, 1, 2):
                     os.dup2(handle if target else os.open(os.devnull, os.O_RDONLY), target)
@@ -77,7 +97,10 @@ def _serve() -> None:
                 sys.stderr.flush()
                 os.write(2, f"\n{files._count}".encode())
                 os._exit(code)
+            tracer = _attached(pid, request["strace"]) if request["strace"] else None
             code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            if tracer is not None:
+                tracer.communicate()
             said, _, points = scratch.read_text("utf-8", "replace").rpartition("\n")
             answer = {"code": code, "points": int(points) if code >= 0 else -1, "err": said}
         answers.write(json.dumps(answer) + "\n")
