@@ -10,6 +10,7 @@ import gzip
 import itertools
 import json
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,11 @@ SUFFIXES = (*JSONL, *TEXT.split())
 # The tokenizer library needs some 150 times the size of a piece while it works on it.
 PIECE_BYTES = 2**18
 READ_BYTES = 2**18
+# What is longer is refused, so that no input can fill the memory.
+LONGEST_LINE = 2**26
+LONGEST_RUN = 2**22  # without white space
+
+_SAFE = re.compile(r"(?<=\S)[ \n\t]")
 
 Line = tuple[int, int, bytes]  # number, byte offset, content
 
@@ -157,11 +163,12 @@ class Reader:
                     text = decode(data, str(path), offset)
                 else:
                     text = decode(data.removesuffix(b"\n"), where)
+                parts = cut(text, where)
             except DataError as error:
                 self._skip(error)
                 continue
-            if text:
-                yield Piece(text, where)
+            for i, part in enumerate(parts, 1):
+                yield Piece(part, where, i == 1, i == len(parts))
 
     def _skip(self, error: DataError) -> None:
         """Counts a document that cannot be read, or passes its error on."""
@@ -193,7 +200,7 @@ class Reader:
         number = offset = 0
         try:
             with _open(path, lambda: f"line {number}") as file:
-                for number, line in enumerate(file, 1):
+                for number, line in lines(file, str(path)):
                     yield number, offset, line
                     offset += len(line)
         except DataError as error:
@@ -216,13 +223,15 @@ class Reader:
                 held += data
                 size += len(data)
                 if size >= PIECE_BYTES:
-                    cut = _safe_cut(held, searched)
+                    place = _safe_cut(held, searched)
                     searched = len(held)
-                    if cut:
-                        text = decode(held[:cut], str(path), offset)
+                    if not place and len(held) > LONGEST_RUN:
+                        raise _unbroken(str(path))
+                    if place:
+                        text = decode(held[:place], str(path), offset)
                         yield Piece(text, str(path), offset == 0, False)
-                        del held[:cut]
-                        offset, size, searched = offset + cut, 0, 1
+                        del held[:place]
+                        offset, size, searched = offset + place, 0, 1
         if held:
             yield Piece(decode(held, str(path), offset), str(path), offset == 0)
 
@@ -246,6 +255,34 @@ def _blocks(lines: Iterable[Line]) -> Iterator[Line]:
         if has_text:
             numbers, offsets, data = zip(*run, strict=True)
             yield numbers[0], offsets[0], b"".join(data).rstrip(b"\r\n")
+
+
+def lines(file: IO[bytes], where: str) -> Iterator[tuple[int, bytes]]:
+    """(number, line) of a stream; a DataError for a line that memory should not have to hold."""
+    for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), 1):
+        if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
+            raise DataError(
+                f"{where}:{number}: a line of more than {LONGEST_LINE >> 20} MiB; break it"
+            )
+        yield number, line
+
+
+def cut(text: str, where: str) -> list[str]:
+    """A long text in parts that encode to the ids of the whole; see `_safe_cut`."""
+    starts = [0]
+    while len(text) - starts[-1] > PIECE_BYTES:
+        place = _SAFE.search(text, starts[-1] + PIECE_BYTES)
+        end = place.start() if place else len(text)
+        if end - starts[-1] > LONGEST_RUN:
+            raise _unbroken(where)
+        if not place:
+            break
+        starts.append(end)
+    return [text[a:b] for a, b in itertools.pairwise([*starts, len(text)])] if text else []
+
+
+def _unbroken(where: str) -> DataError:
+    return DataError(f"{where}: {LONGEST_RUN >> 20} MiB without white space; break it into words")
 
 
 def decode(data: bytes | bytearray, where: str, offset: int = 0) -> str:

@@ -4,7 +4,8 @@ Byte-level, so nothing is unknown and bytes(decode(encode(text))) == bytes of te
 a special token encodes as text; only lmcli itself writes special ids.
 """
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from lmcli.text.readers import Reader
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<sep>")
 SMALLEST = len(SPECIAL) + 256
 DEFAULT_VOCAB_SIZE = 8192
+_LONG_WORD = re.compile(r"\S{4096}(?=\S)")
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -30,6 +32,16 @@ def _byte_alphabet() -> dict[str, int]:
     table = {chr(b): b for b in printable}
     rest = [b for b in range(256) if b not in printable]
     return table | {chr(256 + i): b for i, b in enumerate(rest)}
+
+
+def _without_long_words(texts: Iterable[str]) -> Iterator[str]:
+    """The texts, cut inside words of thousands of letters: learning takes their length squared."""
+    for text in texts:
+        start = 0
+        for part in _LONG_WORD.finditer(text):
+            yield text[start : part.end()]
+            start = part.end()
+        yield text[start:]
 
 
 class Tokenizer:
@@ -52,7 +64,9 @@ class Tokenizer:
             return cls(HFTokenizer.from_buffer(data))
         except DataError as error:
             raise DataError(f"{path}: {error}") from None
-        except Exception as error:  # the library raises plain Exception for a bad file
+        except BaseException as error:  # plain Exception for a bad file, or a panic of its own
+            if isinstance(error, KeyboardInterrupt):
+                raise
             raise DataError(f"{path}: not a tokenizer file ({error})") from None
 
     @classmethod
@@ -75,7 +89,7 @@ class Tokenizer:
             initial_alphabet=sorted(_byte_alphabet()),
             show_progress=False,
         )
-        inner.train_from_iterator(texts, trainer)
+        inner.train_from_iterator(_without_long_words(texts), trainer)
         reached = inner.get_vocab_size()
         if vocab_size is not None and reached < vocab_size:
             raise DataError(
