@@ -119,12 +119,13 @@ def encode(tokenizer: str, root: Path, as_json: bool) -> None:
     Example:
       echo 'some text' | lmcli tokenizer encode bpe8k
     """
-    from lmcli.text.readers import decode
+    from lmcli.text.readers import cut, decode, lines
 
     loaded, _ = _load(root, tokenizer)
-    for number, line in enumerate(sys.stdin.buffer, 1):
-        text = decode(line.removesuffix(b"\n"), f"standard input, line {number}")
-        ids = loaded.encode(text)
+    for number, line in lines(sys.stdin.buffer, "standard input"):
+        where = f"standard input, line {number}"
+        parts = cut(decode(line.removesuffix(b"\n"), where), where)
+        ids = [i for part in parts for i in loaded.encode(part)]
         console.reply(as_json, ids, " ".join(map(str, ids)))
 
 
@@ -138,8 +139,10 @@ def decode(tokenizer: str, root: Path, as_json: bool) -> None:
     Example:
       echo 'some text' | lmcli tokenizer encode bpe8k | lmcli tokenizer decode bpe8k
     """
+    from lmcli.text.readers import lines
+
     loaded, _ = _load(root, tokenizer)
-    for number, line in enumerate(sys.stdin.buffer, 1):
+    for number, line in lines(sys.stdin.buffer, "standard input"):
         words = line.decode("utf-8", "replace").strip().strip("[]").replace(",", " ").split()
         bad = next((w for w in words if not (w.isascii() and w.isdigit())), None)
         if bad is not None:

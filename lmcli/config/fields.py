@@ -70,6 +70,8 @@ def convert(field: "dataclasses.Field[Any]", value: Any, where: str) -> Any:
         close = suggest(str(value), meta["choices"])
         raise UsageError(f"{where} is one of {', '.join(meta['choices'])}, not {value!r}{close}")
     if want in (int, float):
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise UsageError(f"{where} is too large")
         if isinstance(value, float) and not math.isfinite(value):
             raise UsageError(f"{where} must be finite, not {value}")
         if meta["low"] is not None and value < meta["low"]:
@@ -146,6 +148,6 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise MissingInputError(f"--config {path}: no such file") from None
     except OSError as error:
         raise UsageError(f"--config {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"--config {path}: not valid TOML: {error}") from None
     return table

@@ -53,7 +53,10 @@ class RunConfig:
         try:
             model = fields.build(ModelConfig, value["model"], lambda k: f"model.{k}")
             training = fields.build(TrainingConfig, value["training"], lambda k: f"training.{k}")
-            return cls(model, training, dict(value["data"]), dict(value.get("origin", {})))
+            data = {key: str(value["data"][key]) for key in ("name", "id") if value["data"]}
+            if not model.vocab_size or model.resolved() != model:
+                raise ValueError("derived values are missing")
+            return cls(model, training, data, dict(value.get("origin", {})))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise DataError(f"{path}: not a run's config ({error!r})") from None
         except UsageError as error:

@@ -18,7 +18,7 @@ from lmcli.evaluation.evaluate import SplitScorer
 from lmcli.inference.engine import Engine
 from lmcli.metrics import perplexity
 from lmcli.model.transformer import Transformer
-from lmcli.runs.config import RunConfig, check_tokenizer
+from lmcli.runs.config import RunConfig, check_tokenizer, parameters
 from lmcli.text.tokenizer import Tokenizer
 from lmcli.training import checkpoint, precision
 from lmcli.training.precision import Machine
@@ -71,12 +71,14 @@ def load(
     config = RunConfig.read(run)
     machine = precision.resolve(device, dtype, 0)
     precision.prepare(machine)
-    model = Transformer(config.model)
+    shapes = parameters(config.model)
     while True:
         steps = checkpoint.list_steps(run)
         try:
             folder, state = checkpoint.choose(run, which)
             checkpoint_id = manifest.read(folder, "checkpoint").id
+            checkpoint.check_shapes(folder, shapes)
+            model = Transformer(config.model)
             checkpoint.load_weights(model, folder)
             break
         except (LmcliError, FileNotFoundError):
@@ -84,6 +86,8 @@ def load(
                 raise
     model.to(machine.device).eval()
     tokenizer = Tokenizer.load(run / layout.TOKENIZER)
+    if tokenizer.vocab_size > config.model.vocab_size:
+        raise MismatchError(f"{run}: its tokenizer has more tokens than its model; restore it")
     engine = Engine(model, tokenizer.eos_id, tokenizer.pad_id)
     return LoadedRun(run, config, engine, tokenizer, machine, state.step, checkpoint_id)
 

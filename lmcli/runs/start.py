@@ -25,7 +25,7 @@ from lmcli.evaluation.evaluate import SplitScorer
 from lmcli.inference.engine import Engine
 from lmcli.metrics import perplexity
 from lmcli.model.transformer import Transformer
-from lmcli.runs.config import Asked, RunConfig, changes, plan
+from lmcli.runs.config import Asked, RunConfig, changes, parameters, plan
 from lmcli.signals import StopRequest
 from lmcli.text.tokenizer import Tokenizer
 from lmcli.training import checkpoint, events, precision
@@ -171,6 +171,8 @@ def open_trainer(root: Path, run: Path, asked: Asked) -> Trainer | None:
     current = dataclasses.replace(current, **change)
     machine = precision.resolve(current.device, current.dtype, current.threads)
     precision.prepare(machine)
+    if found:
+        checkpoint.check_shapes(found[0], parameters(stored.model))
     model = Transformer(stored.model)
     model.to(machine.device)
     checkpoint.check_space(run, model)

@@ -5,6 +5,7 @@ back the bytes of any Unicode text. Ids: the special tokens, then whatever the a
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -28,6 +29,7 @@ def _byte_alphabet() -> dict[str, int]:
 
 BYTE_OF = _byte_alphabet()  # GPT-2's printable stand-in for each byte, inverted
 ALPHABET = sorted(BYTE_OF)
+_LONG_WORD = re.compile(r"\S{4096}(?=\S)")
 _TRAINING: dict[str, Any] = {"initial_alphabet": ALPHABET, "show_progress": False}
 
 
@@ -45,7 +47,7 @@ def learn(texts: Iterable[str], algorithm: str, vocab_size: int | None) -> HFTok
     learner = {"bpe": _bpe, "unigram": _unigram, "wordpiece": _wordpiece}.get(
         algorithm, _characters
     )
-    inner = learner(texts, size)
+    inner = learner(_without_long_words(texts), size)
     inner.add_special_tokens(list(SPECIAL))
     reached = inner.get_vocab_size()
     if vocab_size is not None and reached < vocab_size:
@@ -54,6 +56,16 @@ def learn(texts: Iterable[str], algorithm: str, vocab_size: int | None) -> HFTok
             "ask for that many or give more text"
         )
     return inner
+
+
+def _without_long_words(texts: Iterable[str]) -> Iterator[str]:
+    """The texts, cut inside words of thousands of letters: learning takes their length squared."""
+    for text in texts:
+        start = 0
+        for part in _LONG_WORD.finditer(text):
+            yield text[start : part.end()]
+            start = part.end()
+        yield text[start:]
 
 
 def over_bytes(model: models.Model, *parts: Any) -> HFTokenizer:

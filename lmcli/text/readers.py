@@ -9,6 +9,7 @@ CSV and TSV (as registered with IANA: quotes are text).
 import csv
 import itertools
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,11 @@ LONGEST_FIELD = 2**26  # characters: a quote that is never closed must not eat t
 # The tokenizer library needs some 150 times the size of a piece while it works on it.
 PIECE_BYTES = 2**18
 READ_BYTES = 2**18
+# What is longer is refused, so that no input can fill the memory.
+LONGEST_LINE = 2**26
+LONGEST_RUN = 2**22  # without white space
+
+_SAFE = re.compile(r"(?<=\S)[ \n\t]")
 
 Line = tuple[int, int, bytes]  # number, byte offset, content
 
@@ -85,12 +91,12 @@ class Reader:
         if not is_record and self.config.document == "file":
             yield from self._whole(path)
             return
-        lines: Iterable[tuple[int, int, Any]] = self._lines(path)
+        units: Iterable[tuple[int, int, Any]] = self._lines(path)
         if blocks := not is_record and self.config.document == "block":
-            lines = _blocks(lines)
+            units = _blocks(units)
         if kind in TABLES:
-            lines = self._rows(name, lines, TABLES[kind])
-        for number, offset, data in lines:
+            units = self._rows(name, units, TABLES[kind])
+        for number, offset, data in units:
             if isinstance(data, bytes) and not data.strip():
                 continue
             where = f"{name}:{number}"
@@ -101,11 +107,12 @@ class Reader:
                     text = decode(data, name, offset)
                 else:
                     text = decode(data.removesuffix(b"\n"), where)
+                parts = cut(text, where)
             except DataError as error:
                 self._skip(error)
                 continue
-            if text:
-                yield Piece(text, where)
+            for i, part in enumerate(parts, 1):
+                yield Piece(part, where, i == 1, i == len(parts))
 
     def _skip(self, error: DataError) -> None:
         """Counts a document that cannot be read, or passes its error on."""
@@ -169,7 +176,7 @@ class Reader:
         number = 0
         try:
             with opened(path, self.config, lambda: f"line {number}") as (file, offset):
-                for number, line in enumerate(file, 1):
+                for number, line in lines(file, name_of(path)):
                     yield number, offset, line
                     offset += len(line)
         except DataError as error:
@@ -194,12 +201,14 @@ class Reader:
                 held += data
                 size += len(data)
                 if size >= PIECE_BYTES:
-                    cut = _safe_cut(held, searched)
+                    place = _safe_cut(held, searched)
                     searched = len(held)
-                    if cut:
-                        yield Piece(decode(held[:cut], name, offset), name, first, False)
-                        del held[:cut]
-                        offset, size, searched, first = offset + cut, 0, 1, False
+                    if not place and len(held) > LONGEST_RUN:
+                        raise _unbroken(name)
+                    if place:
+                        yield Piece(decode(held[:place], name, offset), name, first, False)
+                        del held[:place]
+                        offset, size, searched, first = offset + place, 0, 1, False
         if held:
             yield Piece(decode(held, name, offset), name, first)
 
@@ -210,6 +219,34 @@ def _blocks(lines: Iterable[Line]) -> Iterator[Line]:
         if has_text:
             numbers, offsets, data = zip(*run, strict=True)
             yield numbers[0], offsets[0], b"".join(data).rstrip(b"\r\n")
+
+
+def lines(file: Any, where: str) -> Iterator[tuple[int, bytes]]:
+    """(number, line) of a stream; a DataError for a line that memory should not have to hold."""
+    for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), 1):
+        if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
+            raise DataError(
+                f"{where}:{number}: a line of more than {LONGEST_LINE >> 20} MiB; break it"
+            )
+        yield number, line
+
+
+def cut(text: str, where: str) -> list[str]:
+    """A long text in parts that encode to the ids of the whole; see `_safe_cut`."""
+    starts = [0]
+    while len(text) - starts[-1] > PIECE_BYTES:
+        place = _SAFE.search(text, starts[-1] + PIECE_BYTES)
+        end = place.start() if place else len(text)
+        if end - starts[-1] > LONGEST_RUN:
+            raise _unbroken(where)
+        if not place:
+            break
+        starts.append(end)
+    return [text[a:b] for a, b in itertools.pairwise([*starts, len(text)])] if text else []
+
+
+def _unbroken(where: str) -> DataError:
+    return DataError(f"{where}: {LONGEST_RUN >> 20} MiB without white space; break it into words")
 
 
 def decode(data: bytes | bytearray, where: str, offset: int = 0) -> str:

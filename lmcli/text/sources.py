@@ -135,8 +135,8 @@ class _Recoded:
         newline = None if config.newlines == "lf" else "\n"
         self._text = io.TextIOWrapper(file, config.encoding, self._errors, newline)
 
-    def __iter__(self) -> Iterator[bytes]:
-        return (line.encode(errors=self._errors) for line in self._text)
+    def readline(self, size: int) -> bytes:
+        return self._text.readline(size).encode(errors=self._errors)
 
     def read(self, size: int) -> bytes:
         return self._text.read(size).encode(errors=self._errors)

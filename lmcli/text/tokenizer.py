@@ -56,7 +56,9 @@ class Tokenizer:
             return cls(HFTokenizer.from_buffer(data), roles or OWN)
         except DataError as error:
             raise DataError(f"{path}: {error}") from None
-        except Exception as error:  # the library raises plain Exception for a bad file
+        except BaseException as error:  # plain Exception for a bad file, or a panic of its own
+            if isinstance(error, KeyboardInterrupt):
+                raise
             raise DataError(f"{path}: not a tokenizer file ({error})") from None
 
     @classmethod

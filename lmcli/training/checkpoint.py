@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -90,8 +90,13 @@ def _save_tensors(tensors: Mapping[str, Tensor], path: Path, step: int) -> None:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file, which are float32: what others are, lmcli did not write."""
     try:
-        return dict(load_file(path))
+        tensors = dict(load_file(path))
+        for name, tensor in tensors.items():
+            if tensor.dtype != torch.float32:
+                raise DataError(f"{path}: {name} is {tensor.dtype}, not float32; restore it")
+        return tensors
     except SafetensorError as error:
         raise DataError(f"{path}: not readable as safetensors ({error})") from None
     except (OSError, RuntimeError) as error:  # for safetensors whatever cannot be opened is missing
@@ -165,6 +170,22 @@ def read_state(run: Path, folder: Path) -> State:
         return State(**value, recent=recent)
     except TypeError as error:
         raise DataError(f"{folder / layout.STATE}: {error}") from None
+
+
+def check_shapes(folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raises MismatchError, before any memory is taken, where weights are not of these shapes."""
+    path = folder / layout.MODEL
+    try:
+        with safe_open(path, "pt") as file:
+            names = file.keys()
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+    except (SafetensorError, OSError):
+        return  # loading says it
+    for name in sorted(shapes):
+        if found.get(name, shapes[name]) != shapes[name]:
+            raise MismatchError(
+                f"{path}: {name} is {found[name]}, but the run's config wants {shapes[name]}"
+            )
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
