@@ -29,6 +29,8 @@ COMMANDS = {
     "score": ("score", "BLEU, chrF, TER, ROUGE, EM and F1 of texts against references."),
     "report": ("report", "Compare runs: table, Markdown, CSV, JSON or one HTML page."),
     "inspect": ("inspect", "Look inside: next words, attention, parameters."),
+    "import": ("import_model", "A model folder of Hugging Face, as a run."),
+    "export": ("export_model", "A run, as a model folder for Hugging Face transformers."),
     "ls": ("ls", "List the artifacts."),
     "show": ("show", "One artifact: what it is, what it came from."),
     "status": ("status", "The state of a run: step, loss, resumable or not."),

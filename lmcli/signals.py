@@ -42,20 +42,22 @@ class StopRequest:
     def _listen(self, arrivals: socket.socket) -> None:
         """Takes note of signals in a thread of its own: a handler would have to wait for the end of
         whatever torch is computing, and the second signal for the first."""
-        while arrived := arrivals.recv(1):
-            number = arrived[0]
-            if number not in self._before:
-                continue
-            if self._signal is not None:
-                os._exit(128 + number)
-            self._signal = signal.Signals(number).name
+        with arrivals:
+            while arrived := arrivals.recv(1):
+                number = arrived[0]
+                if number not in self._before:
+                    continue
+                if self._signal is not None:
+                    os._exit(128 + number)
+                self._signal = signal.Signals(number).name
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
             arrivals, self._bell = socket.socketpair()
             self._bell.setblocking(False)
             self._bell_before = signal.set_wakeup_fd(self._bell.fileno())
-            threading.Thread(target=self._listen, args=(arrivals,), daemon=True).start()
+            self._thread = threading.Thread(target=self._listen, args=(arrivals,), daemon=True)
+            self._thread.start()
             for number in self.SIGNALS:
                 before = signal.getsignal(number)
                 if before == signal.SIG_IGN and number != signal.SIGTERM:
@@ -69,3 +71,4 @@ class StopRequest:
         if self._bell is not None:
             signal.set_wakeup_fd(self._bell_before)
             self._bell.close()  # ends the thread
+            self._thread.join()

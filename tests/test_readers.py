@@ -7,8 +7,9 @@ import pytest
 
 from lmcli.config.data import ReadConfig
 from lmcli.errors import DataError, MissingInputError, StorageError
-from lmcli.text import readers
-from lmcli.text.readers import Reader, find_files
+from lmcli.text import readers, sources
+from lmcli.text.readers import Reader
+from lmcli.text.sources import find_files
 
 
 def documents(path, **config) -> list[str]:
@@ -65,7 +66,7 @@ def test_an_unreadable_folder_is_not_passed_over(tmp_path, monkeypatch):
         onerror(PermissionError(13, "Permission denied", f"{folder}/secret"))
         return iter(())
 
-    monkeypatch.setattr(readers.os, "walk", walk)
+    monkeypatch.setattr(sources.os, "walk", walk)
     with pytest.raises(StorageError, match="secret: Permission denied"):
         find_files([str(tmp_path)])
 

@@ -94,6 +94,15 @@ def find(root: Path, reference: str, kind: str | None = None) -> Path:
     return found[0]
 
 
+def spool(directory: Path) -> Path:
+    """Where standard input is kept while an artifact is made of it, under its lock."""
+    return directory.with_name(f".tmp-{directory.name}~stdin")
+
+
+def is_spool(path: Path) -> bool:
+    return path.name.endswith("~stdin")
+
+
 def creation_lock(directory: Path) -> Path:
     """The lock file of an artifact that may not exist yet."""
     return directory.with_name(f".lock-{directory.name}")

@@ -92,17 +92,33 @@ def parse(directory: Path) -> Manifest:
     value = files.read_sealed(path, FORMAT)
     try:
         manifest = Manifest(**value)
-        inside = all(
-            {"bytes", "sha256"} <= set(entry) and not {"", ".", ".."} & set(name.split("/"))
-            for name, entry in manifest.files.items()
-        )
-    except (TypeError, AttributeError):
-        inside = False
-    if not inside or not isinstance(manifest.parents, dict):
+    except TypeError:
+        manifest = None
+    if manifest is None or not _well_formed(manifest):
         raise DataError(f"{path}: not a manifest; restore or rebuild {directory}")
     if manifest.content_id() != manifest.id:
         raise DataError(f"{path}: its id does not match its content; changed")
     return manifest
+
+
+def _well_formed(manifest: Manifest) -> bool:
+    """Every field of its type, and no file outside the folder."""
+    texts = (manifest.kind, manifest.name, manifest.id)
+    tables = (manifest.parents, manifest.files, manifest.config, manifest.made)
+    return (
+        all(isinstance(value, str) for value in texts)
+        and all(isinstance(value, dict) for value in tables)
+        and all(isinstance(value, str) for value in manifest.parents.values())
+        and type(manifest.format) is int
+        and all(
+            isinstance(entry, dict)
+            and type(entry.get("bytes")) is int
+            and isinstance(entry.get("sha256"), str)
+            and not {"", ".", ".."} & set(name.split("/"))
+            and "\0" not in name
+            for name, entry in manifest.files.items()
+        )
+    )
 
 
 def claims(directory: Path) -> tuple[str, str]:

@@ -2,15 +2,20 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmcli import console
+from lmcli.artifacts import files, layout
 from lmcli.artifacts.again import creating, finished
 from lmcli.artifacts.manifest import Manifest
 from lmcli.commands import options
+from lmcli.config.data import ReadConfig
+from lmcli.config.fields import pick
 
 if TYPE_CHECKING:
     from lmcli.text.readers import Reader
@@ -31,24 +36,48 @@ class Creation:
         kind: str,
         path: Path,
         config: Mapping[str, Any],
-        readers: Mapping[str, "Reader"],
-        build: Callable[[dict[str, Any]], Manifest],
+        inputs: Mapping[str, Sequence[str]],
+        build: Callable[[dict[str, "Reader"], dict[str, Any]], Manifest],
         parents: Mapping[str, str] | None = None,
     ) -> Manifest:
-        """`build(recorded)` unless `path` was made from the same config, text and parents."""
-        from lmcli.text.readers import fingerprint
+        """`build(readers, recorded)` unless `path` was made from the same config, text and parents.
 
-        with creating(path, self.root, kind, self.force):
+        `inputs` are the files of each split; `-` among them is standard input.
+        """
+        from lmcli.text.readers import Reader
+        from lmcli.text.sources import fingerprint
+
+        read = pick(ReadConfig, self.given)
+        with creating(path, self.root, kind, self.force), _spooled(path, inputs) as names:
+            readers = {s: Reader(names[s], read, self.exclude) for s in names if names[s]}
             sources = {split: fingerprint(reader.paths) for split, reader in readers.items()}
             recorded = {**config, "sources": sources}
             made = finished(path, kind, recorded, dict(parents or {}))
             if made:
                 console.say(f"{kind} {path.name} is there already, made from the same text")
             else:
-                made = build(recorded)
+                made = build(readers, recorded)
         if self.as_json:
             console.answer_json(summary(path.name, made))
         return made
+
+
+@contextmanager
+def _spooled(path: Path, inputs: Mapping[str, Sequence[str]]) -> Iterator[dict[str, list[str]]]:
+    """The inputs with standard input in a file for the time being: it is read more than once.
+
+    The caller holds the lock of `path`; what a killed process left is overwritten by the next one.
+    """
+    spool = layout.spool(path)
+    try:
+        if any("-" in names for names in inputs.values()):
+            stream = files.Stream(spool)
+            while data := sys.stdin.buffer.read(files.Stream.BUFFER):
+                stream.write(data)
+            stream.flush()
+        yield {s: [str(spool) if n == "-" else n for n in names] for s, names in inputs.items()}
+    finally:
+        files.remove(spool)
 
 
 def creation_flags(*classes: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -47,7 +47,7 @@ def build(
     dry_run: bool,
     creation: Creation,
 ) -> None:
-    """Encode text into a dataset with train, val and test splits.
+    """Encode text into a dataset with train, val and test splits; - is standard input.
 
     Documents are dealt by a hash of their text; fewer than 20 are each cut by position, at a line
     end. With --val or --test files, only those make up that split.
@@ -57,6 +57,7 @@ def build(
       lmcli data build corpus.txt --tokenizer bpe8k --name corpus
       lmcli data build train/ --val valid.txt --test-fraction 0 --tokenizer bpe8k --name corpus
       lmcli data build 'c4/*.jsonl.gz' --tokenizer bpe32k --name c4 --on-error skip
+      zcat dump.gz | lmcli data build - --document line --tokenizer bpe32k --name dump
     """
     from lmcli.dataset.build import build as build_dataset
     from lmcli.text.readers import Reader
@@ -66,8 +67,10 @@ def build(
     tokenizer_path = layout.find(creation.root, tokenizer, "tokenizer")
     parents = {"tokenizer": manifest.read(tokenizer_path, "tokenizer").id}
     inputs = {"train": files, "val": val, "test": test}
-    readers = {s: Reader(paths, read, creation.exclude) for s, paths in inputs.items() if paths}
     if dry_run:
+        from lmcli.text.readers import Reader
+
+        readers = {s: Reader(f, read, creation.exclude) for s, f in inputs.items() if f}
         found = {s: {"files": len(r.paths), "bytes": r.size} for s, r in readers.items()}
         lines = [(s, f"{v['files']:,} files, {show_bytes(v['bytes'])}") for s, v in found.items()]
         facts = {"name": name, "path": str(path), "exists": path.exists(), "read": found}
@@ -77,8 +80,8 @@ def build(
         "dataset",
         path,
         dataclasses.asdict(split) | dataclasses.asdict(read),
-        readers,
-        lambda recorded: build_dataset(path, readers, tokenizer_path, split, recorded),
+        inputs,
+        lambda readers, recorded: build_dataset(path, readers, tokenizer_path, split, recorded),
         parents,
     )
 

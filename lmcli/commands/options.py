@@ -143,6 +143,17 @@ def _check_checkpoint(ctx: click.Context, param: click.Parameter, value: str) ->
     return value
 
 
+checkpoint_option = click.option(
+    "--checkpoint",
+    "which",
+    metavar="best|last|STEP",
+    default="best",
+    show_default=True,
+    callback=_check_checkpoint,
+    help="Checkpoint to load.",
+)
+
+
 def checkpoint_options(function: F) -> Callable[..., Any]:
     """Which checkpoint and what to compute on: `at`, keyword arguments of `runs.load`."""
 
@@ -158,12 +169,4 @@ def checkpoint_options(function: F) -> Callable[..., Any]:
         command = click.option(name, type=kind, default="auto", show_default=True, help=text)(
             command
         )
-    return click.option(
-        "--checkpoint",
-        "which",
-        metavar="best|last|STEP",
-        default="best",
-        show_default=True,
-        callback=_check_checkpoint,
-        help="Checkpoint to load.",
-    )(command)
+    return checkpoint_option(command)

@@ -85,7 +85,7 @@ def command(
 def _pipeline(
     name: str, text: tuple[str, ...], seconds: float, force: bool, root: Path
 ) -> dict[str, Any]:
-    from lmcli.text.readers import find_files
+    from lmcli.text.sources import find_files
 
     began = time.monotonic()
     inputs = list(text) or [sysconfig.get_paths()["stdlib"]]

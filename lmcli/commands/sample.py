@@ -11,10 +11,12 @@ from lmcli import console
 from lmcli.commands import options
 from lmcli.config.fields import build
 from lmcli.config.generation import GenerationConfig
-from lmcli.errors import UsageError
+from lmcli.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from lmcli.runs.load import LoadedRun
+
+LONGEST_PROMPT = 2**22
 
 
 @click.command(short_help="Generate text from prompts; a filter for pipes.")
@@ -71,6 +73,11 @@ def _arriving(limit: int) -> Iterator[list[str]]:
     while not ended:
         data = stream.read1(2**16)  # waits for the first byte only
         *lines, rest = (rest + data).split(b"\n")
+        if len(rest) > LONGEST_PROMPT:
+            raise DataError(
+                f"standard input, line {number + len(lines) + 1}: a prompt of more than "
+                f"{LONGEST_PROMPT >> 20} MiB; shorten it"
+            )
         if ended := not data:
             lines += [rest] if rest else []
         for start in range(0, len(lines), limit):

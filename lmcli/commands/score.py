@@ -1,149 +1,110 @@
 """lmcli score"""
 
-import dataclasses
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from importlib import import_module
+from typing import Any
 
 import click
 
 from lmcli import console
 from lmcli.commands import options
-from lmcli.config.fields import suggest
+from lmcli.config.fields import build, suggest
+from lmcli.config.scoring import METRICS, ScoringConfig
 from lmcli.errors import DataError, UsageError
 
-if TYPE_CHECKING:
-    from lmcli.metrics.metric import Metric
-
+REF = "References, one for each hypothesis (repeatable).  [default: --ref-key of HYPS]"
+METRIC = f"What to compute (repeatable).  [default: bleu, chrf, ter]  ({', '.join(METRICS)})"
 DEFAULT = ("bleu", "chrf", "ter")
 
 
 @click.command(short_help="BLEU, chrF, TER, ROUGE, EM and F1 of texts against references.")
-@click.argument("hypotheses")
-@click.option("--ref", "references", multiple=True, metavar="FILE", help="References (repeatable).")
-@click.option(
-    "--metric",
-    "names",
-    multiple=True,
-    metavar="NAME",
-    help="bleu, chrf, chrf++, ter, rouge1, rouge2, rougeL, rougeLsum, exact, em or f1; several "
-    "may be given.  [default: bleu, chrf, ter]",
-)
-@click.option("--tokenize", default="13a", show_default=True, metavar="NAME", help="BLEU's words.")
-@click.option("--lowercase", is_flag=True, help="Ignore case in bleu, chrf and ter.")
-@click.option("--stem", is_flag=True, help="Stem English words in ROUGE.")
-@click.option("--hyp-key", default="completion", show_default=True, help="Field of TSV or JSONL.")
-@click.option("--ref-key", default="reference", show_default=True, help="Field of TSV or JSONL.")
-@click.option("--segments", is_flag=True, help="A line of scores for each segment, too.")
-@click.option("--baseline", metavar="FILE", help="Hypotheses of another system, to compare with.")
-@click.option(
-    "--test",
-    type=click.Choice(["bootstrap", "randomisation"]),
-    default="bootstrap",
-    show_default=True,
-    help="How the comparison is tested.",
-)
-@click.option(
-    "--samples", type=click.IntRange(1), default=1000, show_default=True, help="Resamples."
-)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Their seed.")
-@options.common
+@click.argument("hyps")
+@click.option("--ref", "refs", metavar="REFS", multiple=True, help=REF)
+@click.option("--metric", "-m", "metrics", multiple=True, help=METRIC, default=DEFAULT)
+@click.option("--baseline", metavar="HYPS", help="Another system's hypotheses to test against.")
+@click.option("--segments", is_flag=True, help="The scores of each segment, tab-separated.")
+@options.settings(ScoringConfig)
+@options.json_option
+@options.quiet_option
 def command(
-    hypotheses: str,
-    references: tuple[str, ...],
-    names: tuple[str, ...],
-    tokenize: str,
-    lowercase: bool,
-    stem: bool,
-    hyp_key: str,
-    ref_key: str,
-    segments: bool,
+    hyps: str,
+    refs: tuple[str, ...],
+    metrics: tuple[str, ...],
     baseline: str | None,
-    test: str,
-    samples: int,
-    seed: int,
-    root: Path,
+    segments: bool,
+    given: dict[str, Any],
     as_json: bool,
 ) -> None:
-    """Score texts against references: a line each, or a field of TSV or JSONL; - is stdin.
+    """Score hypotheses against references, one segment a line; `-` is standard input.
 
-    Without --ref the references are in the records of HYPOTHESES. A reference in JSONL may be a
-    list. Each number comes with the signature of how it was made.
+    Every number comes with its signature. With --baseline, paired bootstrap resampling and
+    approximate randomization say whether the two systems differ. Files may also be .jsonl or .tsv
+    with named fields, and gzipped.
 
     \b
     Examples:
-      lmcli score out.de --ref test.de
-      lmcli sample base --json < prompts | lmcli score - --ref answers.txt --metric f1
-      lmcli score out.zh --ref a.zh --ref b.zh --metric bleu --tokenize zh --baseline old.zh
-      lmcli score answers.jsonl --ref-key answers --metric em --metric f1 --json
+      lmcli score hyps.txt --ref refs.txt
+      cat hyps.zh | lmcli score - --ref refs.zh --tokenize zh --metric bleu --metric chrf
+      lmcli score new.txt --ref a.txt --ref b.txt --baseline old.txt --json
+      lmcli score answers.jsonl --hyp-key answer --ref-key gold -m squad_em -m squad_f1
     """
-    for name in names or DEFAULT:  # a wrong name is said before anything is read
-        _metric(name, tokenize, lowercase, stem)
     from lmcli.metrics.significance import compare
-    from lmcli.text import segments as files
+    from lmcli.text.segments import read
 
-    hyps = [texts[0] for texts in files.read(hypotheses, hyp_key)]
-    if not references and not hypotheses.removesuffix(".gz").endswith((".jsonl", ".tsv")):
-        raise UsageError("--ref names the file of references")
-    refs: list[list[str]] = [[] for _ in hyps]
-    for name in references or (hypotheses,):
-        found = files.read(name, ref_key)
-        _same_length(hypotheses, len(hyps), name, len(found))
-        refs = [mine + texts for mine, texts in zip(refs, found, strict=True)]
-    other = None
-    if baseline is not None:
-        other = [texts[0] for texts in files.read(baseline, hyp_key)]
-        _same_length(hypotheses, len(hyps), baseline, len(other))
-    n_refs = len(refs[0]) if len({len(texts) for texts in refs}) == 1 else -1
-    metrics = [_metric(name, tokenize, lowercase, stem, n_refs) for name in names or DEFAULT]
-    records: list[dict[str, Any]] = []
-    per_segment: dict[str, list[float]] = {}
-    for metric in metrics:
-        statistics = metric.statistics(hyps, refs)
-        record = dataclasses.asdict(metric.score(statistics))
-        if other is not None:
-            theirs = metric.statistics(other, refs)
-            record |= dataclasses.asdict(compare(metric, statistics, theirs, test, samples, seed))
-        records.append(record)
-        if segments:
-            per_segment[metric.name] = metric.segments(statistics)
+    config = build(ScoringConfig, given)
+    for name in metrics:
+        if name not in METRICS:
+            raise UsageError(f"no metric {name!r} in {', '.join(METRICS)}{suggest(name, METRICS)}")
+    if [hyps, baseline, *refs].count("-") > 1:
+        raise UsageError("standard input (-) can be read only once")
+    source = read(hyps, config.hyp_key)
+    if not refs and not source.keyed:
+        raise UsageError("no references: --ref REFS, or HYPS as .jsonl or .tsv that has them")
+    references = [read(name, config.ref_key) for name in refs] or [source]
+    systems = [source, read(baseline, config.hyp_key)] if baseline else [source]
+    for other in (*references, *systems):
+        if len(source.rows) != len(other.rows):
+            counts = f"{source.name} has {len(source.rows)}, {other.name} {len(other.rows)}"
+            raise DataError(f"not the same number of segments: {counts}")
+    rows = zip(*(r.segments(config.ref_key or "reference") for r in references), strict=True)
+    wanted = [[text for texts in row for text in texts] for row in rows]
+    found = [s.segments(config.hyp_key or "hypothesis", single=True) for s in systems]
+    texts = [[text for [text] in system] for system in found]
+    _warn(texts[0], wanted, config.tokenize if "bleu" in metrics else "")
+    scores, columns = [], {}
+    with console.Progress("scoring", total=len(metrics), unit="metrics") as progress:
+        for name in progress.over(dict.fromkeys(metrics), lambda _: 1):
+            metric = import_module(f"lmcli.metrics.{METRICS[name]}")
+            ours, *theirs = [metric.measure(name, system, wanted, config) for system in texts]
+            scores.append(asdict(ours.score()))
+            if theirs:
+                scores[-1] |= compare(ours, theirs[0], config.trials, config.seed)
+            if segments:
+                scores[-1]["segment_signature"] = ours.single_signature
+                columns[name] = ours.segments()
     if as_json:
-        answer: dict[str, Any] = {"n_segments": len(hyps), "scores": records}
-        console.answer_json(answer | ({"segments": per_segment} if segments else {}))
-        return
-    for row in zip(*per_segment.values(), strict=True):
-        console.answer("\t".join(f"{value:.2f}" for value in row))
-    if other is None:
-        console.answer(console.table([(r["name"], f"{r['value']:.2f}") for r in records]))
+        console.answer_json({"n_segments": len(wanted), "scores": scores, "segments": columns})
     else:
-        rows = [
-            (r["name"], f"{r['value']:.2f}", f"{r['low']:.2f} to {r['high']:.2f}")
-            + (f"{r['baseline']:.2f}", f"{r['difference']:+.2f}", f"{r['p']:.4f}")
-            for r in records
-        ]
-        header = ("metric", "score", "95% interval", "baseline", "difference", "p")
-        console.answer(console.table(rows, header))
-        console.say(f"p by {records[0]['test']}")
-    for record in records:
-        console.say(f"{record['name']}: {record['signature']}")
+        _answer(scores, columns)
 
 
-def _same_length(first: str, n: int, second: str, m: int) -> None:
-    if n != m:
-        raise DataError(f"{first} has {n:,} segments and {second} {m:,}; they must be as many")
+def _warn(texts: list[str], references: list[list[str]], tokenizer: str) -> None:
+    """Two well-known ways to a BLEU that means nothing."""
+    from lmcli.metrics.scripts import unspaced
+
+    if tokenizer in ("13a", "intl") and sum(t.endswith(" .") for t in texts) > len(texts) / 2:
+        console.warn("BLEU: this looks tokenized; detokenize it, or --tokenize none")
+    if tokenizer in ("13a", "none") and sum(unspaced(r[0]) for r in references) > len(texts) / 2:
+        console.warn(f"BLEU: --tokenize {tokenizer} finds few words here; take zh or char")
 
 
-def _metric(name: str, tokenize: str, lowercase: bool, stem: bool, n_refs: int = 1) -> "Metric":
-    from lmcli.metrics import answers, rouge, translation
-
-    if tokenize not in translation.TOKENIZERS:
-        known = translation.TOKENIZERS
-        close = suggest(tokenize, known)
-        raise UsageError(f"--tokenize {tokenize!r} is not one of {', '.join(known)}{close}")
-    if name in translation.NAMES:
-        return translation.translation(name, tokenize, lowercase, n_refs)
-    if name in rouge.NAMES:
-        return rouge.rouge(name, stem)
-    if name in answers.NAMES:
-        return answers.answers(name)
-    every = (*translation.NAMES, *rouge.NAMES, *answers.NAMES)
-    raise UsageError(f"--metric {name!r} is not one of {', '.join(every)}{suggest(name, every)}")
+def _answer(scores: list[dict[str, Any]], columns: dict[str, list[float]]) -> None:
+    """The table on stdout; with --segments these are the answer, and the table is said."""
+    names = sorted(scores[0], key=lambda name: name == "test" or "signature" in name)
+    cells = [[s[name] for name in names] for s in scores]
+    rows = [[c if isinstance(c, str) else f"{c:.4f}" for c in row] for row in cells]
+    (console.say if columns else console.answer)(console.table(rows, names))
+    if columns:
+        console.answer("\t".join(columns))
+        for values in zip(*columns.values(), strict=True):
+            console.answer("\t".join(map(str, values)))

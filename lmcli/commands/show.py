@@ -62,8 +62,7 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     status = facts.get("status", {})
     if status:
         reason = f": {status['reason']}" if status["reason"] else ""
-        steps = facts["config"]["training"]["steps"]
-        of = status.get("steps", steps)
+        of = status.get("steps", facts["config"]["training"].get("steps"))
         lines.append(("state", f"{status['state']} at step {status['step']} of {of}{reason}"))
         lines += [
             (key, f"{status[key]:.4f}")

@@ -1,7 +1,10 @@
 """lmcli tokenizer"""
 
 import dataclasses
+import itertools
+import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,31 +38,67 @@ def command() -> None:
 @click.option("--name", metavar="TOKENIZER", required=True, help="Name of the tokenizer.")
 @creation_flags(TokenizerConfig, ReadConfig)
 def train(files: tuple[str, ...], name: str, creation: Creation) -> None:
-    """Train a tokenizer on files, folders or globs.
+    """Train a tokenizer on files, folders or globs; - is standard input.
 
-    Byte-level BPE over GPT-2's pre-tokens: any text round-trips, nothing is unknown.
+    bpe, unigram and wordpiece learn pieces of GPT-2's pre-tokens, char the commonest characters.
+    All spell in bytes what they did not learn: any text round-trips, nothing is unknown. Unigram
+    takes long where text has no spaces: cap it with --sample-bytes.
 
     \b
     Examples:
       lmcli tokenizer train corpus.txt --name bpe8k --vocab-size 8192
       lmcli tokenizer train books/ 'more/*.jsonl.gz' --name books --text-key body
+      zcat dump.gz | lmcli tokenizer train - --algorithm unigram --sample-bytes 10MB --name uni
     """
     from lmcli.text import tokenizer
-    from lmcli.text.readers import Reader
 
     config, read = pick(TokenizerConfig, creation.given), pick(ReadConfig, creation.given)
+    pattern = None if config.algorithm in ("char", "byte") else "gpt2"
     path = layout.new(creation.root, "tokenizer", name)
-    reader = Reader(files, read, creation.exclude)
     made = creation.make(
         "tokenizer",
         path,
-        {**dataclasses.asdict(config), **dataclasses.asdict(read), "pattern": "gpt2"},
-        {"train": reader},
-        lambda recorded: tokenizer.build(path, reader, config, recorded),
+        {**dataclasses.asdict(config), **dataclasses.asdict(read), "pattern": pattern},
+        {"train": files},
+        lambda readers, recorded: tokenizer.build(path, readers["train"], config, recorded),
     )
     if not creation.as_json:
         size = made.config["reached_vocab_size"]
         console.say(f"tokenizer {path.name}: {size:,} tokens")
+
+
+@command.command("import")
+@click.argument("paths", nargs=-1, required=True)
+@click.option("--name", metavar="TOKENIZER", required=True, help="Name of the tokenizer.")
+@click.option("--eos", metavar="TOKEN", help="The token that ends a text, where none is known.")
+@options.force_option
+@options.common
+def import_(
+    paths: tuple[str, ...], name: str, eos: str | None, force: bool, root: Path, as_json: bool
+) -> None:
+    """Import a Hugging Face tokenizer.json, or GPT-2's vocabulary and merges.
+
+    PATHS is the file, its folder, or the pair vocab.json merges.txt (encoder.json vocab.bpe). The
+    ids are those of the original; text that spells a special token is text all the same.
+
+    \b
+    Examples:
+      lmcli tokenizer import gpt2/ --name gpt2
+      lmcli tokenizer import vocab.json merges.txt --name roberta --eos '</s>'
+    """
+    from lmcli.text import imported, tokenizer
+
+    path, sources = layout.new(root, "tokenizer", name), imported.find(paths)
+    made = Creation({}, (), force, root, as_json).make(
+        "tokenizer",
+        path,
+        {"algorithm": "imported", "eos": eos},
+        {"train": list(map(str, sources))},
+        lambda _, recorded: tokenizer.write(path, imported.load(sources, eos), recorded),
+    )
+    if not as_json:
+        lossy = "" if made.config["exact"] else "; it may change text: see lmcli tokenizer info"
+        console.say(f"tokenizer {path.name}: {made.config['reached_vocab_size']:,} tokens{lossy}")
 
 
 def _load(root: Path, reference: str) -> "tuple[Tokenizer, manifest.Manifest]":
@@ -80,12 +119,13 @@ def encode(tokenizer: str, root: Path, as_json: bool) -> None:
     Example:
       echo 'some text' | lmcli tokenizer encode bpe8k
     """
-    from lmcli.text.readers import decode
+    from lmcli.text.readers import cut, decode, lines
 
     loaded, _ = _load(root, tokenizer)
-    for number, line in enumerate(sys.stdin.buffer, 1):
-        text = decode(line.removesuffix(b"\n"), f"standard input, line {number}")
-        ids = loaded.encode(text)
+    for number, line in lines(sys.stdin.buffer, "standard input"):
+        where = f"standard input, line {number}"
+        parts = cut(decode(line.removesuffix(b"\n"), where), where)
+        ids = [i for part in parts for i in loaded.encode(part)]
         console.reply(as_json, ids, " ".join(map(str, ids)))
 
 
@@ -99,8 +139,10 @@ def decode(tokenizer: str, root: Path, as_json: bool) -> None:
     Example:
       echo 'some text' | lmcli tokenizer encode bpe8k | lmcli tokenizer decode bpe8k
     """
+    from lmcli.text.readers import lines
+
     loaded, _ = _load(root, tokenizer)
-    for number, line in enumerate(sys.stdin.buffer, 1):
+    for number, line in lines(sys.stdin.buffer, "standard input"):
         words = line.decode("utf-8", "replace").strip().strip("[]").replace(",", " ").split()
         bad = next((w for w in words if not (w.isascii() and w.isdigit())), None)
         if bad is not None:
@@ -116,45 +158,72 @@ def decode(tokenizer: str, root: Path, as_json: bool) -> None:
 
 
 @command.command("info")
-@click.argument("tokenizer")
-@click.argument("files", nargs=-1)
+@click.argument("tokenizers", nargs=-1, required=True, metavar="TOKENIZER... [FILES]...")
 @options.settings(ReadConfig)
 @options.common
-def info(
-    tokenizer: str, files: tuple[str, ...], given: dict[str, Any], root: Path, as_json: bool
-) -> None:
-    """What a tokenizer is and, given FILES, how well it compresses them.
+def info(tokenizers: tuple[str, ...], given: dict[str, Any], root: Path, as_json: bool) -> None:
+    """What tokenizers are and, given FILES, how well they compress them and what they lose.
+
+    Bytes per token are counted overall and by script: a token counts for the script of its first
+    letter, in files of source code for `code`. `dropped` and `added` are the characters that differ
+    after decoding, `unknown` those that the vocabulary does not have.
 
     \b
     Examples:
       lmcli tokenizer info bpe8k
-      lmcli tokenizer info bpe8k held-out.txt
+      lmcli tokenizer info bpe8k gpt2 held-out.txt
     """
+    from lmcli.text.compression import Compression
     from lmcli.text.readers import Reader
 
-    loaded, made = _load(root, tokenizer)
-    facts: dict[str, Any] = {
-        "name": made.name,
-        "id": made.id,
-        "algorithm": made.config.get("algorithm"),
-        "vocab_size": loaded.vocab_size,
-        "pattern": made.config.get("pattern"),
-    }
-    if files:
-        reader = Reader(files, build(ReadConfig, given))
-        tokens = size = words = 0
-        for piece in reader.pieces():
-            tokens += len(loaded.encode(piece.text))
-            size += piece.size
-            words += len(piece.text.split())
-        reader.warn_of_skipped()
-        facts |= {
-            "bytes": size,
-            "tokens": tokens,
-            "words": words,
-            "bytes_per_token": size / max(1, tokens),
-            "tokens_per_word": tokens / max(1, words),
-            "skipped": reader.skipped,
+    first, *rest = tokenizers
+    also = itertools.takewhile(lambda name: _is_tokenizer(root, name), rest)
+    loaded = [_load(root, name) for name in (first, *also)]
+    columns: list[dict[str, Any]] = [
+        {
+            "name": made.name,
+            "id": made.id,
+            "algorithm": made.config.get("algorithm"),
+            "vocab_size": tokenizer.vocab_size,
+            "pattern": made.config.get("pattern"),
+            "exact": tokenizer.exact,
         }
-    shown = {k: f"{v:.3f}" if isinstance(v, float) else v for k, v in facts.items()}
-    console.reply(as_json, facts, console.listing(shown, 16))
+        for tokenizer, made in loaded
+    ]
+    if inputs := tokenizers[len(loaded) :]:
+        reader = Reader(inputs, build(ReadConfig, given))
+        counts = [Compression(tokenizer) for tokenizer, _ in loaded]
+        for piece in reader.pieces():
+            for count in counts:
+                count.add(piece)
+        reader.warn_of_skipped()
+        for facts, count in zip(columns, counts, strict=True):
+            facts |= count.facts() | {"skipped": reader.skipped}
+    if as_json:
+        for facts in columns:
+            console.answer_json(facts)
+    else:
+        console.answer(console.table(_rows(columns)))
+
+
+def _is_tokenizer(root: Path, name: str) -> bool:
+    """A file of the same name wins; `tokenizers/NAME` says what is meant."""
+    bare = name.removeprefix("tokenizers/")
+    return (root / "tokenizers" / bare).is_dir() and not Path(name).exists()
+
+
+def _rows(columns: list[dict[str, Any]]) -> Iterator[list[str]]:
+    """A fact or a script in each row, a tokenizer in each column."""
+    for key in columns[0]:
+        if key == "scripts":
+            for name in dict.fromkeys(name for facts in columns for name in facts[key]):
+                found = [facts[key].get(name) for facts in columns]
+                yield [f"  {name}", *(f"{s['bytes_per_token']:.3f}" if s else "-" for s in found)]
+        else:
+            yield [key, *(_show(facts[key]) for facts in columns)]
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, dict):
+        return json.dumps("".join(value), ensure_ascii=False)
+    return f"{value:.3f}" if isinstance(value, float) else console.plain(value)[:24]

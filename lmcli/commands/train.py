@@ -17,6 +17,7 @@ from lmcli.signals import StopRequest
 
 @click.command(short_help="Train a model; the same command again resumes it.")
 @click.option("--name", metavar="RUN", required=True, help="Name of the run.")
+@click.option("--from", "origin", metavar="RUN", help="Run whose best weights to begin with.")
 @options.settings(StartConfig, TrainingConfig, ModelConfig, leave_out=("vocab_size",), file=True)
 @click.option(
     "--max-time", metavar="TIME", help="Save and stop (exit code 75) before 3h55m, say, are over."
@@ -26,6 +27,7 @@ from lmcli.signals import StopRequest
 @options.common
 def command(
     name: str,
+    origin: str | None,
     given: dict[str, Any],
     max_time: str | None,
     dry_run: bool,
@@ -45,18 +47,20 @@ def command(
       lmcli train --data corpus --name base
       lmcli train --data corpus --name base --preset small --steps 5000 --lr 1e-3
       lmcli train --data corpus --name base --config run.toml
+      lmcli train --from gpt2 --data corpus --name tuned --lr 1e-4
       lmcli train --name base --steps 8000          # train on
       lmcli train --name base --max-time 3h55m      # in a job of four hours
     """
-    data, preset_name = given.pop("data", None), given.pop("preset", None)
     run = layout.new(root, "run", name)
     for path in (layout.creation_lock(run), run / layout.LOCK):
         lock.check_free(path, f"run {name}")
     # A stop that is asked for while torch is loading counts too.
     with StopRequest(parse_duration(max_time) if max_time else None) as stop:
-        from lmcli.runs import start
+        from lmcli.runs.config import Asked
+        from lmcli.runs.start import train
 
-        status = start.train(root, name, data, preset_name, given, stop, dry_run, force)
+        asked = Asked(given.pop("data", None), given.pop("preset", None), origin, given)
+        status = train(root, name, asked, stop, dry_run, force)
     if dry_run or as_json:
         console.answer(json.dumps(status, indent=2 if dry_run else None))
     else:

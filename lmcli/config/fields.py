@@ -31,7 +31,7 @@ def option(
     high: float | None = None,
     unit: str = "",
 ) -> Any:
-    """A dataclass field; `unit` is `count` for whole numbers that may be written 10k or 10M."""
+    """A dataclass field; `unit` is `count` (10k, 10M) or `bytes` (10MB, 2GiB) for whole numbers."""
     meta = {"help": help, "choices": choices, "low": low, "high": high, "unit": unit}
     return dataclasses.field(default=default, metadata=meta)
 
@@ -60,7 +60,7 @@ def convert(field: "dataclasses.Field[Any]", value: Any, where: str) -> Any:
         return None
     want, meta = kind(field), field.metadata
     try:
-        value = _parse(want, value)
+        value = _parse(want, value, meta["unit"])
     except LmcliError as error:
         raise UsageError(f"{where}: {error}") from None
     except (KeyError, ValueError, TypeError, OverflowError):
@@ -70,6 +70,8 @@ def convert(field: "dataclasses.Field[Any]", value: Any, where: str) -> Any:
         close = suggest(str(value), meta["choices"])
         raise UsageError(f"{where} is one of {', '.join(meta['choices'])}, not {value!r}{close}")
     if want in (int, float):
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise UsageError(f"{where} is too large")
         if isinstance(value, float) and not math.isfinite(value):
             raise UsageError(f"{where} must be finite, not {value}")
         if meta["low"] is not None and value < meta["low"]:
@@ -79,14 +81,14 @@ def convert(field: "dataclasses.Field[Any]", value: Any, where: str) -> Any:
     return value
 
 
-def _parse(want: type, value: Any) -> Any:
+def _parse(want: type, value: Any, unit: str) -> Any:
     if want is bool:
         words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
         return value if isinstance(value, bool) else words[str(value).lower()]
     if isinstance(value, bool) or (want is str and not isinstance(value, str)):
         raise TypeError
     if want is int and isinstance(value, str):
-        return units.parse_count(value)
+        return units.parse_bytes(value) if unit == "bytes" else units.parse_count(value)
     if want is int and value != int(value):
         raise ValueError
     return want(value)
@@ -146,6 +148,6 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise MissingInputError(f"--config {path}: no such file") from None
     except OSError as error:
         raise UsageError(f"--config {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"--config {path}: not valid TOML: {error}") from None
     return table

@@ -19,8 +19,10 @@ class ModelConfig:
     vocab_size: int = option(0, "tokens in the vocabulary; 0: from the tokenizer", low=0)
     context_length: int = option(256, "longest sequence in tokens", low=1, unit="count")
     d_model: int = option(192, "width of the residual stream", low=1, unit="count")
-    n_layers: int = option(4, "decoder blocks", low=1)
-    n_encoder_layers: int = option(0, "encoder blocks (encoder-decoder); 0: as n_layers", low=0)
+    n_layers: int = option(4, "decoder blocks", low=1, high=1024)
+    n_encoder_layers: int = option(
+        0, "encoder blocks (encoder-decoder); 0: as n_layers", low=0, high=1024
+    )
     n_heads: int = option(4, "query heads", low=1)
     n_kv_heads: int = option(0, "key and value heads (grouped-query); 0: as n_heads", low=0)
     head_dim: int = option(0, "width of one head; 0: d_model / n_heads", low=0)

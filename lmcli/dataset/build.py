@@ -6,6 +6,7 @@ its first part to train and its last parts to val and test.
 """
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
@@ -19,6 +20,7 @@ from lmcli.config.units import show_bytes, show_count
 from lmcli.dataset import order
 from lmcli.dataset.store import StoreWriter
 from lmcli.errors import DataError
+from lmcli.text.compression import Losses
 from lmcli.text.readers import Piece, Reader
 from lmcli.text.tokenizer import Tokenizer
 
@@ -100,6 +102,7 @@ class _Builder:
         self._writers = {
             s: StoreWriter(folder, s, tokenizer.vocab_size, tokenizer.eos_id) for s in splits
         }
+        self.losses = Losses()
         self.counts = {s: {"documents": 0, "tokens": 0, "bytes": 0, "words": 0} for s in splits}
 
     def run(self, dealt: Iterable[Dealt]) -> None:
@@ -119,6 +122,8 @@ class _Builder:
             self._writers[split].add(ids, ends_document)
             self.counts[split]["bytes"] += len(text.encode())
             self.counts[split]["words"] += len(text.split())
+            if not self._tokenizer.exact:
+                self.losses.add(text, self._tokenizer.decode(ids))
 
     def close(self) -> None:
         for split, writer in self._writers.items():
@@ -186,10 +191,17 @@ def build(
             "split_rule": rule,
             "splits": builder.counts,
             "skipped": skipped,
+            "losses": None if tokenizer.exact else builder.losses.facts(),
         }
         result = manifest.write(folder, "dataset", path.name, {"tokenizer": tokenizer_id}, made)
     if skipped:
         console.warn(f"{skipped} documents could not be read or stood in two splits; left out")
+    if builder.losses.dropped or builder.losses.added:
+        dropped, added, most = builder.losses.facts().values()
+        console.warn(
+            f"the tokenizer does not give back this text: {dropped:,} characters dropped, "
+            f"{added:,} added; most of all {json.dumps(''.join(most), ensure_ascii=False)}"
+        )
     for split, counts in builder.counts.items():
         console.say(
             f"{split}: {counts['documents']:,} documents, {show_count(counts['tokens'])} tokens, "

@@ -1,46 +1,34 @@
-"""ROUGE-1, -2, -L and -Lsum (Lin 2004), by rouge-score, with words of any script.
+"""ROUGE-1, -2, -L and -Lsum (Lin 2004) by rouge-score, for texts in any script.
 
-rouge-score's own tokenizer drops all but a-z and 0-9, which makes every Chinese or Arabic text
-score 0. F1, the best of several references by F1, mean over segments.
+rouge-score drops everything but [a-z0-9], so that two equal Chinese texts score 0. It is given a
+tokenizer of ours, which agrees with its own on ASCII.
 """
 
-from collections.abc import Sequence
-from importlib import metadata
+from types import SimpleNamespace
 
-from lmcli.metrics.metric import Metric, mean
-from lmcli.metrics.score import signature
-from lmcli.metrics.words import words
-
-NAMES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+from lmcli.config.scoring import ScoringConfig
+from lmcli.metrics import scripts
+from lmcli.metrics.score import Measure, References, Texts, mean
 
 
-def rouge(name: str, stem: bool, tokenize: str = "script") -> Metric:
-    """`tokenize` is `script`, or `rouge` for rouge-score's own."""
-    from rouge_score import rouge_scorer
+def measure(name: str, hyps: Texts, refs: References, config: ScoringConfig) -> Measure:
+    """The F-measure, in percent; rougeLsum takes the lines of a text for its sentences."""
+    from importlib.metadata import version
 
-    own = _Words(stem) if tokenize == "script" else None
-    scorer = rouge_scorer.RougeScorer([name], stem, tokenizer=own)
-    recipe = signature(
-        f="f1", refs="best", tok=tokenize, stem="porter" if stem else "no",
-        rouge_score=metadata.version("rouge-score"),
-    )  # fmt: skip
+    from nltk.stem.porter import PorterStemmer
+    from rouge_score.rouge_scorer import RougeScorer
 
-    def each(hypothesis: str, references: Sequence[str]) -> float:
-        return float(scorer.score_multi(references, hypothesis)[name].fmeasure)
+    stem = PorterStemmer().stem if config.stem else str
 
-    return mean(name, recipe, each)
+    def tokenize(text: str) -> list[str]:
+        """rouge-score, too, stems words of more than 3 letters only."""
+        return [stem(w) if len(w) > 3 and w.isascii() else w for w in scripts.words(text)]
 
+    ours = SimpleNamespace(tokenize=tokenize) if config.rouge_tokenizer == "script" else None
+    scorer = RougeScorer([name], config.stem, tokenizer=ours)
 
-class _Words:
-    """What rouge-score asks of a tokenizer; stems English words of four letters and more."""
+    def fmeasure(hypothesis: str, reference: str) -> float:
+        return float(scorer.score(reference, hypothesis)[name].fmeasure)
 
-    def __init__(self, stem: bool) -> None:
-        from nltk.stem import porter
-
-        self._stemmer = porter.PorterStemmer() if stem else None
-
-    def tokenize(self, text: str) -> list[str]:
-        found = words(text)
-        if self._stemmer is None:
-            return found
-        return [self._stemmer.stem(w) if len(w) > 3 and w.isascii() else w for w in found]
+    recipe = {"stat": "f", "tok": config.rouge_tokenizer, "stem": "porter" if config.stem else "no"}
+    return mean(name, fmeasure, hyps, refs, **recipe, rouge_score=version("rouge_score"))

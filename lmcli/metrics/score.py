@@ -1,8 +1,15 @@
 """A number that travels with its recipe, so that two scores are comparable or visibly are not."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 import lmcli
+
+Texts = Sequence[str]
+References = Sequence[Sequence[str]]  # one or several texts for each segment
+Compare = Callable[[str, str], float]  # hypothesis, reference
 
 
 @dataclass(frozen=True)
@@ -10,6 +17,41 @@ class Score:
     name: str
     value: float
     signature: str
+
+
+@dataclass(frozen=True, eq=False)
+class Measure:
+    """One metric of one system: a row of sufficient statistics (N segments, K counts).
+
+    The corpus score is `total` of the rows' sum, and so is that of any resample of them. A
+    segment's score is `single` of its row: not always the same, see BLEU.
+    """
+
+    name: str
+    statistics: np.ndarray
+    total: Callable[[np.ndarray], float]
+    signature: str
+    single: Callable[[np.ndarray], float]
+    single_signature: str
+
+    def score(self) -> Score:
+        return Score(self.name, self.total(self.statistics.sum(0)), self.signature)
+
+    def segments(self) -> list[float]:
+        return [self.single(row) for row in self.statistics]
+
+
+def mean(name: str, compare: Compare, hyps: Texts, refs: References, **recipe: str) -> Measure:
+    """The mean over segments of `compare` in [0, 1], in percent; of several references the best."""
+
+    def percent(row: np.ndarray) -> float:
+        return float(100 * row[0] / row[1])
+
+    pairs = zip(hyps, refs, strict=True)
+    rows = np.array([(max(compare(hyp, ref) for ref in some), 1.0) for hyp, some in pairs])
+    counts = {len(some) for some in refs}
+    known = signature(nrefs=counts.pop() if len(counts) == 1 else "var", **recipe)
+    return Measure(name, rows, percent, known, percent, known)
 
 
 def signature(**parts: object) -> str:

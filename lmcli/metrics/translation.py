@@ -1,62 +1,48 @@
-"""BLEU, chrF, chrF++ and TER, by sacrebleu (Post 2018), under its own signatures."""
+"""BLEU, chrF, chrF++ and TER: sacrebleu's numbers under sacrebleu's signatures.
 
-import importlib.util
-from collections.abc import Sequence
+BLEU: Papineni et al. 2002; chrF: Popovic 2015, 2017; TER: Snover et al. 2006; sacrebleu: Post 2018.
+Nothing is ever downloaded: a tokenizer whose packages or model are not there is an error.
+"""
+
+from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lmcli.errors import MissingInputError
-from lmcli.metrics.metric import Metric, References
-
-TOKENIZERS = ("13a", "intl", "zh", "char", "none", "ja-mecab", "ko-mecab", "flores200")
-NEEDS = {"ja-mecab": "MeCab", "ko-mecab": "mecab_ko", "flores200": "sentencepiece"}
-NAMES = ("bleu", "chrf", "chrf++", "ter")
+from lmcli.config.scoring import ScoringConfig
+from lmcli.errors import MissingInputError, UsageError
+from lmcli.metrics.score import Measure, References, Texts
 
 
-def translation(name: str, tokenize: str, lowercase: bool, n_refs: int = 1) -> Metric:
-    """`n_refs` is -1 where segments have different numbers of references.
+def measure(name: str, hyps: Texts, refs: References, config: ScoringConfig) -> Measure:
+    """One metric of one system, from the statistics that sacrebleu's own tests resample."""
+    corpus, segment = _metric(name, config), _metric(name, config, segment=True)
+    columns = list(map(list, zip_longest(*refs)))  # None where a segment has fewer
+    rows = np.array(corpus._extract_corpus_statistics(hyps, columns), dtype=np.float64)
+    segment.num_refs = corpus.num_refs
 
-    Raises MissingInputError for a tokenizer that is not installed: nothing is downloaded.
-    """
-    from sacrebleu.metrics.bleu import BLEU
-    from sacrebleu.metrics.chrf import CHRF
-    from sacrebleu.metrics.ter import TER
+    def scored(metric: Any) -> tuple[Any, str]:
+        total = lambda row: float(metric._compute_score_from_stats(row.tolist()).score)  # noqa: E731
+        return total, str(metric.get_signature())
 
-    inner: Any
-    if name == "bleu":
-        module = NEEDS.get(tokenize)
-        if module is not None and importlib.util.find_spec(module) is None:
-            raise MissingInputError(
-                f"--tokenize {tokenize} needs the package {module}; install it, or use 13a, intl, "
-                "zh, char or none"
-            )
-        if tokenize == "flores200":
-            _refuse_download()
-        inner = BLEU(lowercase=lowercase, tokenize=tokenize, force=True)
-    elif name == "ter":
-        inner = TER(case_sensitive=not lowercase)
-    else:
-        inner = CHRF(word_order=2 if name == "chrf++" else 0, lowercase=lowercase)
-
-    def statistics(hypotheses: Sequence[str], references: References) -> np.ndarray:
-        most = max(map(len, references))
-        streams = [[refs[i] if i < len(refs) else None for refs in references] for i in range(most)]
-        return np.array(inner._extract_corpus_statistics(hypotheses, streams), dtype=np.float64)
-
-    def value(summed: np.ndarray, n: int) -> float:
-        whole = summed if name == "ter" else summed.astype(np.int64)
-        return float(inner._compute_score_from_stats(whole.tolist()).score)
-
-    inner.num_refs = n_refs
-    return Metric(name, f"{inner.get_signature()}", statistics, value, name != "ter")
+    return Measure(name, rows, *scored(corpus), *scored(segment))
 
 
-def _refuse_download() -> None:
-    from pathlib import Path
+def _metric(name: str, config: ScoringConfig, segment: bool = False) -> Any:
+    """sacrebleu's object; BLEU of one segment stops at the longest n-gram it has (`eff:yes`)."""
+    from sacrebleu import BLEU, CHRF, SACREBLEU_DIR, TER
+    from sacrebleu.tokenizers.tokenizer_spm import SPM_MODELS
 
-    from sacrebleu.utils import SACREBLEU_DIR
-
-    model = Path(SACREBLEU_DIR) / "models" / "flores200sacrebleuspm"
-    if not model.exists():
-        raise MissingInputError(f"--tokenize flores200 needs its model at {model}, which is absent")
+    if name == "ter":
+        return TER()
+    if name != "bleu":
+        return CHRF(lowercase=config.lowercase, word_order=2 if name == "chrf++" else 0)
+    flag = f"--tokenize {config.tokenize}"
+    url = SPM_MODELS.get(config.tokenize, {}).get("url", "")
+    if url and not (model := Path(SACREBLEU_DIR, "models", Path(url).name)).exists():
+        raise MissingInputError(f"{flag}: lmcli downloads nothing; put {url} at {model}")
+    try:
+        return BLEU(config.lowercase, tokenize=config.tokenize, force=True, effective_order=segment)
+    except (ImportError, RuntimeError) as error:  # says what to install
+        raise UsageError(f"{flag}: {' '.join(str(error).split())}") from None

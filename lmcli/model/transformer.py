@@ -284,6 +284,13 @@ class Transformer(nn.Module):
             parameter.copy_(value)
 
 
+def parameters(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter of a resolved config, by name; no memory is taken."""
+    with torch.device("meta"):
+        model = Transformer(config)
+    return {name: tuple(p.shape) for name, p in model.named_parameters()}
+
+
 def sinusoids(positions: Tensor, width: int) -> Tensor:
     """[B, T] -> [B, T, width]: sines in the first half, cosines in the second.
 

@@ -18,7 +18,7 @@ from lmcli.evaluation.evaluate import SplitScorer
 from lmcli.inference.engine import Engine
 from lmcli.metrics import perplexity
 from lmcli.model.transformer import Transformer
-from lmcli.runs.config import RunConfig
+from lmcli.runs.config import RunConfig, check_tokenizer, parameters
 from lmcli.text.tokenizer import Tokenizer
 from lmcli.training import checkpoint, precision
 from lmcli.training.precision import Machine
@@ -71,12 +71,14 @@ def load(
     config = RunConfig.read(run)
     machine = precision.resolve(device, dtype, 0)
     precision.prepare(machine)
-    model = Transformer(config.model)
+    shapes = parameters(config.model)
     while True:
         steps = checkpoint.list_steps(run)
         try:
             folder, state = checkpoint.choose(run, which)
             checkpoint_id = manifest.read(folder, "checkpoint").id
+            checkpoint.check_shapes(folder, shapes)
+            model = Transformer(config.model)
             checkpoint.load_weights(model, folder)
             break
         except (LmcliError, FileNotFoundError):
@@ -84,6 +86,8 @@ def load(
                 raise
     model.to(machine.device).eval()
     tokenizer = Tokenizer.load(run / layout.TOKENIZER)
+    if tokenizer.vocab_size > config.model.vocab_size:
+        raise MismatchError(f"{run}: its tokenizer has more tokens than its model; restore it")
     engine = Engine(model, tokenizer.eos_id, tokenizer.pad_id)
     return LoadedRun(run, config, engine, tokenizer, machine, state.step, checkpoint_id)
 
@@ -97,6 +101,8 @@ def evaluate(
     with another tokenizer.
     """
     trained_on = loaded.config.data
+    if data is None and not trained_on:
+        raise UsageError(f"--data names the dataset to score on: {loaded.path.name} was imported")
     dataset = Dataset.open(layout.find(root, data or trained_on["name"], "dataset"), hashes=True)
     if data is None and dataset.manifest.id != trained_on["id"]:
         raise MismatchError(
@@ -104,13 +110,7 @@ def evaluate(
             f"on; score it all the same with --data {trained_on['name']}"
         )
     data = data or trained_on["name"]
-    run_manifest = manifest.read(loaded.path, "run")
-    ours, theirs = run_manifest.parents["tokenizer"], dataset.manifest.parents["tokenizer"]
-    if ours != theirs:
-        raise MismatchError(
-            f"dataset {data} was built with tokenizer {theirs[:12]}, but run "
-            f"{loaded.path.name} has {ours[:12]}; rebuild the data with the run's tokenizer"
-        )
+    check_tokenizer(loaded.path, data, dataset)
     if split not in dataset.splits:
         raise UsageError(f"--split {split}: {data} has {', '.join(dataset.splits)}")
     context = loaded.config.model.context_length
@@ -120,7 +120,7 @@ def evaluate(
     scores = perplexity.scores(counts, context, scorer.stride)
     return {
         "run": loaded.path.name,
-        "run_id": run_manifest.id,
+        "run_id": manifest.read(loaded.path, "run").id,
         "checkpoint": {"step": loaded.step, "id": loaded.checkpoint_id},
         "dataset": {"name": data, "id": dataset.manifest.id, "split": split},
         "counts": dataclasses.asdict(counts),

@@ -5,6 +5,7 @@ from typing import Any
 
 from lmcli.artifacts import files, layout, lock, manifest
 from lmcli.errors import UsageError
+from lmcli.runs.config import Asked
 from lmcli.runs.start import open_trainer
 from lmcli.signals import StopRequest
 from lmcli.training import checkpoint, events
@@ -41,7 +42,7 @@ def prove(root: Path, reference: str, steps: int) -> dict[str, Any]:
             if found:
                 for path in found[0].iterdir():
                     files.copy(path, copy / layout.CHECKPOINTS / found[0].name / path.name)
-            trainer = open_trainer(root, copy, None, None, {})
+            trainer = open_trainer(root, copy, Asked())
             assert trainer is not None
             trainer.fit(StopRequest(), until=state.step)
             again = layout.checkpoint(copy, state.step)

@@ -1,6 +1,7 @@
-"""The three starts of the one training loop: a new run, and a run that goes on.
+"""The three starts of the one training loop: a new run, one that begins with the weights of
+another, and a run that goes on.
 
-The Trainer cannot tell them apart.
+The Trainer cannot tell them apart: given weights are a checkpoint of step 0.
 """
 
 import dataclasses
@@ -8,6 +9,8 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from lmcli import console
 from lmcli.artifacts import files, layout, lock, manifest
@@ -22,11 +25,10 @@ from lmcli.evaluation.evaluate import SplitScorer
 from lmcli.inference.engine import Engine
 from lmcli.metrics import perplexity
 from lmcli.model.transformer import Transformer
-from lmcli.runs.config import RunConfig, changes, plan
+from lmcli.runs.config import Asked, RunConfig, changes, parameters, plan
 from lmcli.signals import StopRequest
 from lmcli.text.tokenizer import Tokenizer
 from lmcli.training import checkpoint, events, precision
-from lmcli.training.checkpoint import State
 from lmcli.training.optimizers import Optimizer
 from lmcli.training.precision import Machine
 from lmcli.training.trainer import Evaluate, Trainer, gradients, write_status
@@ -34,7 +36,7 @@ from lmcli.training.trainer import Evaluate, Trainer, gradients, write_status
 
 def measure(root: Path, data: str, given: dict[str, Any], n_steps: int = 12) -> float:
     """Seconds per training step of a config here, by a few steps that are thrown away."""
-    config, dataset = plan(root, data, None, given)
+    config, dataset, _ = plan(root, Asked(data, given=given))
     machine = precision.resolve(
         config.training.device, config.training.dtype, config.training.threads
     )
@@ -53,46 +55,57 @@ def measure(root: Path, data: str, given: dict[str, Any], n_steps: int = 12) -> 
     return sorted(took[n_steps // 3 :])[n_steps // 3]  # the first ones warm up
 
 
-def new(
-    root: Path, data: str | None, preset_name: str | None, given: dict[str, Any]
-) -> tuple[RunConfig, Dataset]:
-    """The config of a new run, and the dataset, whose split holds at least one window."""
-    if data is None:
-        raise UsageError("--data names the dataset of a new run; build one: lmcli data build")
-    config, dataset = plan(root, data, preset_name, given)
+Planned = tuple[RunConfig, bytes, dict[str, str], dict[str, Tensor] | None]
+
+
+def new(root: Path, asked: Asked) -> Planned:
+    """What `create` needs of a new run whose dataset holds at least one window."""
+    config, dataset, start = plan(root, asked)
     Windows(dataset.splits["train"], config.model.context_length, config.training.seed)
-    return config, dataset
+    parents = {"dataset": dataset.manifest.id, **dataset.manifest.parents}
+    weights = None
+    if start is not None:
+        parents["run"] = manifest.read(start, "checkpoint").parents["run"]
+        weights = checkpoint.load_tensors(start / layout.MODEL)
+    return config, (dataset.path / layout.TOKENIZER).read_bytes(), parents, weights
 
 
-def _fits(
-    root: Path, run: Path, data: str | None, preset_name: str | None, given: dict[str, Any]
-) -> bool:
+def _fits(root: Path, run: Path, asked: Asked) -> bool:
     """Whether the run could go on with what was asked for."""
-    stored = RunConfig.read(run)
+    stored = RunConfig.trained(run)
     try:
-        changes(stored, stored.training, preset_name, given)
+        changes(stored, stored.training, asked)
     except MismatchError:
         return False
-    if data is None:
+    if asked.data is None:
         return True
-    return Dataset.open(layout.find(root, data, "dataset")).manifest.id == stored.data["id"]
+    return Dataset.open(layout.find(root, asked.data, "dataset")).manifest.id == stored.data["id"]
 
 
-def create(run: Path, config: RunConfig, dataset: Dataset) -> None:
-    """Commits a run's folder: config, tokenizer, manifest."""
+def create(
+    run: Path,
+    config: RunConfig,
+    tokenizer: bytes,
+    parents: dict[str, str],
+    weights: dict[str, Tensor] | None,
+    recorded: dict[str, Any] | None = None,
+) -> None:
+    """Commits a run's folder: config, tokenizer, manifest, and given weights as checkpoint 0."""
     with files.staged_directory(run) as folder:
         files.write_json(folder / layout.CONFIG, config.as_json())
-        files.write_file(folder / layout.TOKENIZER, (dataset.path / layout.TOKENIZER).read_bytes())
-        parents = {"dataset": dataset.manifest.id, **dataset.manifest.parents}
-        manifest.write(folder, "run", run.name, parents)
+        files.write_file(folder / layout.TOKENIZER, tokenizer)
+        manifest.write(folder, "run", run.name, parents, recorded)
+        if weights is not None:
+            checkpoint.save(folder, weights, None, checkpoint.START, {})
+        if not config.data:  # nothing is left to do
+            checkpoint.settle(folder, checkpoint.START, 1)
+            write_status(folder, "finished", 0, 0, 0, [], f"imported from {config.origin['name']}")
 
 
 def train(
     root: Path,
     name: str,
-    data: str | None,
-    preset_name: str | None,
-    given: dict[str, Any],
+    asked: Asked,
     stop: StopRequest,
     dry_run: bool = False,
     force: bool = False,
@@ -104,41 +117,39 @@ def train(
     run = layout.new(root, "run", name)
     if dry_run:
         there = run.exists() and not force
-        return (RunConfig.read(run) if there else new(root, data, preset_name, given)[0]).as_json()
+        return (RunConfig.read(run) if there else new(root, asked)[0]).as_json()
     with ExitStack() as stack:
         stack.enter_context(creating(run, root, "run", force))
         if not run.exists():
-            create(run, *new(root, data, preset_name, given))
-        elif not checkpoint.list_steps(run) and not _fits(root, run, data, preset_name, given):
+            create(run, *new(root, asked))
+        elif not any(checkpoint.list_steps(run)) and not _fits(root, run, asked):
             # Nothing is lost when a first try that never saved gives its name to a better one.
             with lock.hold(run / layout.LOCK, f"run {name}"):
-                config, dataset = new(root, data, preset_name, given)
+                planned = new(root, asked)
                 where = files.to_trash(run, root)
             console.say(f"the {name} of before, which had no checkpoint yet, is in {where}")
-            create(run, config, dataset)
+            create(run, *planned)
         manifest.read(run, "run", hashes=True)
         stack.enter_context(lock.hold(run / layout.LOCK, f"run {name}"))
-        trainer = open_trainer(root, run, data, preset_name, given)
+        trainer = open_trainer(root, run, asked)
         if trainer is not None:
             trainer.fit(stop)
         return files.read_sealed(run / layout.STATUS)
 
 
-def open_trainer(
-    root: Path, run: Path, data: str | None, preset_name: str | None, given: dict[str, Any]
-) -> Trainer | None:
+def open_trainer(root: Path, run: Path, asked: Asked) -> Trainer | None:
     """The Trainer of an existing run at its newest checkpoint; None when it is finished.
 
     The caller holds the run's lock.
     """
-    stored = RunConfig.read(run)
+    stored = RunConfig.trained(run)
     found = checkpoint.newest(run)
     if found is None and checkpoint.list_steps(run):
         console.warn(f"no checkpoint is good; {run.name} starts again from step 0")
-    state = found[1] if found else State(0, 0, 0, "")
+    state = found[1] if found else checkpoint.START
     step = state.step
     current = stored.now(run)
-    change = changes(stored, current, preset_name, given)
+    change = changes(stored, current, asked)
     for problem in events.harmless_problems(run):
         console.warn(problem)
     logs = [files.Log(run / name) for name in (layout.PERF, layout.EVENTS)]
@@ -149,17 +160,19 @@ def open_trainer(
         checkpoint.settle(run, state, current.keep_last)
         write_status(run, "finished", step, current.steps, 0, logs)
         return None
-    path = layout.find(root, data or stored.data["name"], "dataset")
+    path = layout.find(root, asked.data or stored.data["name"], "dataset")
     dataset = Dataset.open(path, hashes=True)
     if dataset.manifest.id != stored.data["id"]:
         raise MismatchError(
             f"run {run.name} was started on dataset {stored.data['id'][:12]}, but "
-            f"--data {data or stored.data['name']} is {dataset.manifest.id[:12]}; "
+            f"--data {asked.data or stored.data['name']} is {dataset.manifest.id[:12]}; "
             "name the same data or start a run with another --name"
         )
     current = dataclasses.replace(current, **change)
     machine = precision.resolve(current.device, current.dtype, current.threads)
     precision.prepare(machine)
+    if found:
+        checkpoint.check_shapes(found[0], parameters(stored.model))
     model = Transformer(stored.model)
     model.to(machine.device)
     checkpoint.check_space(run, model)
@@ -177,13 +190,14 @@ def open_trainer(
         # First, because a status that says finished promises that nothing comes after it.
         write_status(run, "running", step, current.steps, None, logs)
         trainer.decide({"step": step, "change": change})
-    if found:
+    if found and step:
         console.say(f"continuing {run.name} from step {step} of {current.steps}")
         other = machine.differences(manifest.read(found[0]).made)
         if other:
             console.warn(f"the bits may differ from an uninterrupted run's: {other}")
     else:
-        console.say(f"training {run.name}: {show_count(model.n_parameters())} parameters")
+        began = f", beginning with those of {stored.origin['name']}" if stored.origin else ""
+        console.say(f"training {run.name}: {show_count(model.n_parameters())} parameters{began}")
     return trainer
 
 

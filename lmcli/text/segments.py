@@ -1,74 +1,79 @@
-"""Files of segments for metrics: a line each, or a field of TSV or JSONL records.
+r"""Hypotheses and references: one segment a line, or a field of one record a line, in order.
 
-Lines end at line feeds only; `-` is standard input; also gzipped. Nothing is stripped but a
-carriage return at a line's end.
+A line ends at `\n` only (a `\r` before it and a byte order mark are dropped), and a blank line is a
+blank segment. `.jsonl` has a record a line, `.tsv` a header and columns without quoting; all may be
+packed by gzip, bzip2 or xz.
 """
 
-import csv
-import gzip
 import json
 import sys
-import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from lmcli.config.data import ReadConfig
 from lmcli.errors import DataError, MissingInputError
 from lmcli.text.readers import decode
+from lmcli.text.sources import JSONL, opened, plain_suffix
 
 
-def read(name: str, key: str) -> list[list[str]]:
-    """The texts of each segment: one, or those of a JSON list. `key` names the field of records."""
-    suffix = Path(name.removesuffix(".gz")).suffix.lower()
-    if suffix in (".jsonl", ".ndjson"):
-        found = [_field(line, key, where) for line, where in _lines(name) if line]
-    elif suffix == ".tsv":
-        found = [[text] for text in _column(name, key)]
-    else:
-        found = [[line] for line, _ in _lines(name)]
-    if not found:
-        raise DataError(f"{name}: empty; there is nothing to score")
-    return found
+@dataclass(frozen=True)
+class Source:
+    """What one file, or standard input, holds: (place, text or record) in order."""
+
+    name: str
+    rows: list[tuple[str, Any]]
+    keyed: bool  # records, not text
+
+    def segments(self, key: str, single: bool = False) -> list[list[str]]:
+        """The texts of each segment: one or, unless `single`, as many as a record's field lists."""
+        found = []
+        for where, record in self.rows:
+            if self.keyed and key not in record:
+                keys = ", ".join(list(record)[:6]) or "none"
+                raise DataError(f"{where}: no field {key!r} (--hyp-key, --ref-key); it has {keys}")
+            value = record[key] if self.keyed else record
+            texts = [value] if single or not isinstance(value, list) else value
+            if not texts or not all(isinstance(text, str) for text in texts):
+                raise DataError(f"{where}: field {key!r} must be text, or texts for --ref-key")
+            found.append(texts)
+        return found
 
 
-def _lines(name: str) -> Iterator[tuple[str, str]]:
-    """(line, name:number)"""
+def read(name: str, key: str) -> Source:
+    """All of a file, or of standard input (`-`): lines, or JSONL where a `key` is asked for."""
+    title, place, suffix = name, f"{name}:", plain_suffix(Path(name))
     if name == "-":
-        data, name = sys.stdin.buffer.read(), "standard input"
+        title, place, suffix = "standard input", "standard input, line ", ".jsonl" if key else ""
+        lines = list(sys.stdin.buffer)
+    elif not Path(name).exists():
+        raise MissingInputError(f"{name}: no such file")
     else:
+        with opened(Path(name), ReadConfig(), lambda: "a part") as (file, _):
+            lines = list(file)
+    placed = ((f"{place}{n}", line) for n, line in enumerate(lines, 1))
+    texts = ((where, decode(line, where).strip("\ufeff\r\n")) for where, line in placed)
+    parse = _json if suffix in JSONL else _table if suffix == ".tsv" else iter
+    if not (rows := list(parse(texts))):
+        raise DataError(f"{title}: no text to read (empty)")
+    return Source(title, rows, keyed=parse is not iter)
+
+
+def _json(lines: Iterator[tuple[str, str]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for where, line in lines:
         try:
-            data = Path(name).read_bytes()
-            data = gzip.decompress(data) if name.endswith(".gz") else data
-        except FileNotFoundError:
-            raise MissingInputError(f"{name}: no such file") from None
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise DataError(f"{name}: broken gzip ({error})") from None
-        except IsADirectoryError:
-            raise DataError(f"{name}: a folder; name a file") from None
-    for number, line in enumerate(data.removesuffix(b"\n").split(b"\n") if data else [], 1):
-        where = f"{name}:{number}"
-        yield decode(line, where).removesuffix("\r"), where
+            if line and not isinstance(record := json.loads(line), dict):
+                raise ValueError(type(record).__name__)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{where}: not a JSON object ({error})") from None
+        if line:
+            yield where, record
 
 
-def _field(line: str, key: str, where: str) -> list[str]:
-    try:
-        value = json.loads(line)[key]
-    except KeyError:
-        keys = ", ".join(json.loads(line))
-        raise DataError(f"{where}: no field {key!r}; there are {keys}") from None
-    except (ValueError, TypeError, RecursionError) as error:
-        raise DataError(f"{where}: not a JSON object ({error})") from None
-    texts = value if isinstance(value, list) else [value]
-    if not texts or not all(isinstance(text, str) for text in texts):
-        raise DataError(f"{where}: field {key!r} is neither text nor a list of texts")
-    return texts
-
-
-def _column(name: str, key: str) -> Iterator[str]:
-    """A column of a TSV file, by the name in its first line."""
-    lines = (line for line, _ in _lines(name))
-    for number, row in enumerate(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE), 2):
-        text = row.get(key)
-        if text is None:
-            keys = ", ".join(k for k in row if k)
-            raise DataError(f"{name}:{number}: no column {key!r}; there are {keys}")
-        yield text
+def _table(lines: Iterator[tuple[str, str]]) -> Iterator[tuple[str, dict[str, str]]]:
+    header: list[str] = next((line for _, line in lines), "").split("\t")
+    for where, cells in ((where, line.split("\t")) for where, line in lines):
+        if len(cells) != len(header):
+            raise DataError(f"{where}: {len(cells)} columns where the header has {len(header)}")
+        yield where, dict(zip(header, cells, strict=True))

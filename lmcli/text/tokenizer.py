@@ -1,47 +1,49 @@
-"""Text to token ids and back: byte-level BPE in the Hugging Face file format.
+"""Text to token ids and back, in the Hugging Face file format.
 
-Byte-level, so nothing is unknown and bytes(decode(encode(text))) == bytes of text. Text that spells
-a special token encodes as text; only lmcli itself writes special ids.
+Our own tokenizers are exact: bytes(decode(encode(text))) == bytes of text. Imported ones may lose
+something, which `lmcli.text.compression` measures. Text that spells a special token encodes as
+text; only lmcli itself writes special ids.
 """
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer as HFTokenizer
-from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from lmcli import console
 from lmcli.artifacts import files, layout, manifest
 from lmcli.artifacts.manifest import Manifest
 from lmcli.config.data import TokenizerConfig
-from lmcli.errors import DataError, MissingInputError, UsageError
+from lmcli.errors import DataError, MissingInputError
+from lmcli.text.algorithms import BYTE_OF, SPECIAL, learn
 from lmcli.text.readers import Reader
+from lmcli.text.sampling import sample
 
-SPECIAL = ("<pad>", "<bos>", "<eos>", "<sep>")
-SMALLEST = len(SPECIAL) + 256
-DEFAULT_VOCAB_SIZE = 8192
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable stand-in for each byte, inverted: character -> byte."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    table = {chr(b): b for b in printable}
-    rest = [b for b in range(256) if b not in printable]
-    return table | {chr(256 + i): b for i, b in enumerate(rest)}
+ROLES = ("pad", "bos", "eos", "sep")
+OWN = dict(zip(ROLES, SPECIAL, strict=True))
 
 
 class Tokenizer:
-    """A trained tokenizer; special ids are pad 0, bos 1, eos 2, sep 3 in our own ones."""
+    """A tokenizer and the ids of its special tokens: pad 0, bos 1, eos 2, sep 3 in our own ones.
 
-    def __init__(self, inner: HFTokenizer) -> None:
-        self._inner = inner
+    `roles` says which token is what in an imported one; its `added_tokens` carry it in the file.
+    Only `sep` may be missing there.
+    """
+
+    def __init__(self, inner: HFTokenizer, roles: Mapping[str, str] = OWN) -> None:
+        self._inner, self.roles = inner, dict(roles)
         inner.encode_special_tokens = True
-        ids: list[Any] = [inner.token_to_id(token) for token in SPECIAL]
-        if None in ids:
-            raise DataError(f"the tokenizer has no {SPECIAL[ids.index(None)]} token")
-        self.pad_id, self.bos_id, self.eos_id, self.sep_id = ids
+        inner.no_truncation()
+        inner.no_padding()
+        ids: dict[str, Any] = {r: inner.token_to_id(token) for r, token in self.roles.items()}
+        for role, i in ids.items():
+            if i is None:
+                raise DataError(f"the tokenizer has no {self.roles[role]} token")
+        self.pad_id, self.bos_id, self.eos_id = (ids[role] for role in ROLES[:3])
+        self.sep_id: int | None = ids.get("sep")
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
@@ -49,48 +51,51 @@ class Tokenizer:
             raise MissingInputError(f"{path}: no such tokenizer")
         data = path.read_bytes()
         try:
-            return cls(HFTokenizer.from_buffer(data))
+            added = json.loads(data)["added_tokens"]
+            roles = {role: token["content"] for token in added for role in token.get("roles", ())}
+            return cls(HFTokenizer.from_buffer(data), roles or OWN)
         except DataError as error:
             raise DataError(f"{path}: {error}") from None
-        except Exception as error:  # the library raises plain Exception for a bad file
+        except BaseException as error:  # plain Exception for a bad file, or a panic of its own
+            if isinstance(error, KeyboardInterrupt):
+                raise
             raise DataError(f"{path}: not a tokenizer file ({error})") from None
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int | None) -> "Tokenizer":
-        """Byte-level BPE over GPT-2's pre-tokens (Sennrich et al. 2016; Radford et al. 2019).
-
-        Without `vocab_size`: 8192, or fewer where the text supports no more merges.
-        """
-        if vocab_size is not None and vocab_size < SMALLEST:
-            raise UsageError(
-                f"--vocab-size {vocab_size} is too small: {SMALLEST} is the least "
-                f"(256 bytes and {len(SPECIAL)} special tokens)"
-            )
-        inner = HFTokenizer(models.BPE())
-        inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-        inner.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size or DEFAULT_VOCAB_SIZE,
-            special_tokens=list(SPECIAL),
-            initial_alphabet=sorted(_byte_alphabet()),
-            show_progress=False,
-        )
-        inner.train_from_iterator(texts, trainer)
-        reached = inner.get_vocab_size()
-        if vocab_size is not None and reached < vocab_size:
-            raise DataError(
-                f"--vocab-size {vocab_size} is out of reach: this text supports {reached} tokens; "
-                "ask for that many or give more text"
-            )
-        return cls(inner)
+    def train(
+        cls, texts: Iterable[str], vocab_size: int | None, algorithm: str = "bpe"
+    ) -> "Tokenizer":
+        """Without `vocab_size`: 8192, or fewer where the text supports no more."""
+        return cls(learn(texts, algorithm, vocab_size))
 
     def to_bytes(self) -> bytes:
         """The content of tokenizer.json."""
-        return str(self._inner.to_str(pretty=True)).encode()
+        text = str(self._inner.to_str(pretty=True))
+        if self.roles != OWN:
+            value = json.loads(text)
+            for token in value["added_tokens"]:
+                token["roles"] = [r for r, name in self.roles.items() if name == token["content"]]
+            text = json.dumps(value, indent=2, ensure_ascii=False)
+        return text.encode()
 
-    @property
+    def token(self, i: int) -> str:
+        """How a token is spelled in tokenizer.json."""
+        return str(self._inner.id_to_token(i))
+
+    @cached_property
     def vocab_size(self) -> int:
-        return int(self._inner.get_vocab_size())
+        return 1 + max(self._inner.get_vocab().values())
+
+    @cached_property
+    def exact(self) -> bool:
+        """Whether any text comes back as it was; tried on what tokenizers are known to change."""
+        text = "a  B.\n\n\t ##c\u212b e\u0301 don't" + "".join(map(chr, range(0x250)))
+        return (
+            self._spells_bytes
+            and BYTE_OF.keys() <= self._inner.get_vocab().keys()
+            and self._inner.normalizer is None
+            and self.decode_bytes(self.encode(text)) == text.encode()
+        )
 
     def encode(self, text: str) -> list[int]:
         return list(self._inner.encode(text, add_special_tokens=False).ids)
@@ -100,31 +105,54 @@ class Tokenizer:
         encoded = self._inner.encode(text, add_special_tokens=False)
         return [(i, *span) for i, span in zip(encoded.ids, encoded.offsets, strict=True)]
 
+    @cached_property
+    def unknown_id(self) -> Any:
+        """What the vocabulary does not have becomes this; in our own, nothing does."""
+        model = json.loads(self._inner.to_str())["model"]
+        return model.get("unk_id", self._inner.token_to_id(model.get("unk_token") or ""))
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """In parallel, in order."""
         encoded = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)
         return [e.ids for e in encoded]
 
     @cached_property
+    def _spells_bytes(self) -> bool:
+        decoder = self._inner.decoder
+        return decoder is not None and b"ByteLevel" in decoder.__getstate__()
+
+    def _spell(self, token: str, i: int) -> bytes:
+        if not self._spells_bytes:
+            return str(self._inner.decode([i])).encode()
+        token = token.removeprefix(
+            getattr(self._inner.model, "continuing_subword_prefix", "") or ""
+        )
+        return b"".join(bytes([BYTE_OF[c]]) if c in BYTE_OF else c.encode() for c in token)
+
+    @cached_property
     def _bytes_of(self) -> list[bytes]:
         """The bytes of each token id; special tokens have none."""
-        alphabet = _byte_alphabet()
-        special = set(SPECIAL)
+        added = self._inner.get_added_tokens_decoder()
         table = [b""] * self.vocab_size
         for token, i in self._inner.get_vocab().items():
-            if token not in special:
-                table[i] = bytes(alphabet[c] for c in token)
+            if i not in added:
+                table[i] = self._spell(token, i)
+            elif not added[i].special:
+                table[i] = token.encode()
         return table
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """Exact bytes; special tokens vanish. An id outside the vocabulary is a DataError."""
-        table, ids = self._bytes_of, list(ids)
-        try:
-            if ids and min(ids) < 0:
-                raise IndexError
-            return b"".join([table[i] for i in ids])
-        except IndexError:
-            raise DataError(f"a token id is outside the vocabulary of {len(table)}") from None
+        """Exact bytes; special tokens vanish. An id outside the vocabulary is a DataError.
+
+        A tokenizer that does not spell in bytes is decoded by the library, as text.
+        """
+        ids = list(ids)
+        if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
+            raise DataError(f"a token id is outside the vocabulary of {self.vocab_size}")
+        if not self._spells_bytes:
+            return str(self._inner.decode(ids)).encode()
+        table = self._bytes_of
+        return b"".join([table[i] for i in ids])
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text; bytes that are not UTF-8 (a cut character) become U+FFFD."""
@@ -142,9 +170,15 @@ def build(
     """Trains the tokenizer `path`; the caller holds its lock. `recorded` goes into the manifest."""
     with console.Progress("reading", reader.size, "bytes") as progress:
         pieces = progress.over(reader.pieces(), lambda piece: piece.size)
-        tokenizer = Tokenizer.train((piece.text for piece in pieces), config.vocab_size)
+        texts = sample((piece.text for piece in pieces), config.sample_bytes, config.seed)
+        tokenizer = Tokenizer.train(texts, config.vocab_size, config.algorithm)
     reader.warn_of_skipped()
-    made = {**recorded, "reached_vocab_size": tokenizer.vocab_size, "skipped": reader.skipped}
+    return write(path, tokenizer, {**recorded, "skipped": reader.skipped})
+
+
+def write(path: Path, tokenizer: Tokenizer, recorded: dict[str, Any]) -> Manifest:
+    """The artifact; `exact` in its manifest promises that any text comes back."""
+    made = {**recorded, "reached_vocab_size": tokenizer.vocab_size, "exact": tokenizer.exact}
     with files.staged_directory(path) as folder:
         files.write_file(folder / layout.TOKENIZER, tokenizer.to_bytes())
         return manifest.write(folder, "tokenizer", path.name, config=made)

@@ -4,17 +4,20 @@ step-000500/ model.safetensors (float32 weights)  optimizer.safetensors (by para
              state.json (step, log length and hash, best)  manifest.json (written last)
 
 The newest folder whose manifest validates is the truth; index.json is only a hint for people.
+Step 0 is there where a run starts from weights that were not drawn: without an optimizer.
 """
 
 import errno
+import hashlib
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -43,10 +46,13 @@ class State:
     recent: tuple[tuple[float, float], ...] = ()  # loss and gradient norm, to know a spike by
 
 
+START = State(0, 0, 0, hashlib.sha256().hexdigest())
+
+
 def save(
     run: Path,
-    model: nn.Module,
-    optimizer: Optimizer,
+    weights: Mapping[str, Tensor],
+    optimizer: Optimizer | None,
     state: State,
     environment: dict[str, Any],
 ) -> Path:
@@ -62,16 +68,17 @@ def save(
         except DataError:
             files.remove(final)
     with files.staged_directory(final) as folder:
-        _save_tensors(model.state_dict(), folder / layout.MODEL, state.step)
-        _save_tensors(optimizer.state_tensors(), folder / layout.OPTIMIZER, state.step)
+        _save_tensors(weights, folder / layout.MODEL, state.step)
+        if optimizer is not None:
+            _save_tensors(optimizer.state_tensors(), folder / layout.OPTIMIZER, state.step)
         files.write_json(folder / layout.STATE, asdict(state))
-        parents = {"run": manifest.read(run, "run").id}
-        name = f"{run.name}/{final.name}"
+        made = manifest.read(run, "run")
+        name, parents = f"{made.name}/{final.name}", {"run": made.id}
         manifest.write(folder, "checkpoint", name, parents, environment=environment)
     return final
 
 
-def _save_tensors(tensors: dict[str, Tensor], path: Path, step: int) -> None:
+def _save_tensors(tensors: Mapping[str, Tensor], path: Path, step: int) -> None:
     plain = {name: t.detach().to("cpu").contiguous() for name, t in tensors.items()}
     for name, tensor in plain.items():
         if not torch.isfinite(tensor).all():
@@ -83,8 +90,13 @@ def _save_tensors(tensors: dict[str, Tensor], path: Path, step: int) -> None:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file, which are float32: what others are, lmcli did not write."""
     try:
-        return dict(load_file(path))
+        tensors = dict(load_file(path))
+        for name, tensor in tensors.items():
+            if tensor.dtype != torch.float32:
+                raise DataError(f"{path}: {name} is {tensor.dtype}, not float32; restore it")
+        return tensors
     except SafetensorError as error:
         raise DataError(f"{path}: not readable as safetensors ({error})") from None
     except (OSError, RuntimeError) as error:  # for safetensors whatever cannot be opened is missing
@@ -160,6 +172,22 @@ def read_state(run: Path, folder: Path) -> State:
         raise DataError(f"{folder / layout.STATE}: {error}") from None
 
 
+def check_shapes(folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raises MismatchError, before any memory is taken, where weights are not of these shapes."""
+    path = folder / layout.MODEL
+    try:
+        with safe_open(path, "pt") as file:
+            names = file.keys()
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+    except (SafetensorError, OSError):
+        return  # loading says it
+    for name in sorted(shapes):
+        if found.get(name, shapes[name]) != shapes[name]:
+            raise MismatchError(
+                f"{path}: {name} is {found[name]}, but the run's config wants {shapes[name]}"
+            )
+
+
 def load_weights(model: nn.Module, folder: Path) -> None:
     """Copies a checkpoint's weights into `model`; names and shapes must match exactly."""
     path = folder / layout.MODEL
@@ -219,7 +247,7 @@ def check_space(run: Path, model: nn.Module) -> None:
     Those that are there count: a continued run needs room for one more.
     """
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    need = (1 if list_steps(run) else 2) * 3 * weights
+    need = (1 if any(list_steps(run)) else 2) * 3 * weights
     free = shutil.disk_usage(run).free
     if free < need:
         raise StorageError(

@@ -17,6 +17,7 @@ from lmcli.training.muon import Muon
 # orthogonalised update is much larger than an Adam update of the same rate.
 # The embedding's share is for entries of size 1 and follows their initial size.
 MUON_EMBED, MUON_OUTPUT, MUON_OTHER = 10.0, 0.3, 0.05
+ADAM_STATE, MUON_STATE = ("exp_avg", "exp_avg_sq"), ("momentum_buffer",)
 
 
 class Optimizer:
@@ -86,7 +87,10 @@ class Optimizer:
         return tensors
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """The inverse of `state_tensors`; a missing or foreign name is a DataError."""
+        """The inverse of `state_tensors`; what does not fit the model is a DataError.
+
+        None at all is the state before the first update.
+        """
         parameters = {name: p for p, name in self.names.items()}
         owner = {p: o for o in self.optimizers for g in o.param_groups for p in g["params"]}
         for key, value in tensors.items():
@@ -95,6 +99,10 @@ class Optimizer:
                 raise DataError(f"optimizer state {key!r} belongs to no parameter of this model")
             parameter = parameters[name]
             owner[parameter].state[parameter][state] = value.to(parameter.device)
-        missing = [n for p, n in self.names.items() if not owner[p].state.get(p)]
-        if missing:
-            raise DataError(f"no optimizer state for parameter {missing[0]!r}")
+        for parameter, name in self.names.items() if tensors else ():
+            full = MUON_STATE if isinstance(owner[parameter], Muon) else ADAM_STATE
+            wanted = dict.fromkeys(full, parameter.shape)
+            if full is ADAM_STATE:
+                wanted["step"] = torch.Size()
+            if {k: v.shape for k, v in owner[parameter].state.get(parameter, {}).items()} != wanted:
+                raise DataError(f"the optimizer state of parameter {name!r} does not fit it")

@@ -72,7 +72,7 @@ class Trainer:
         for event in events.read(run):
             self._replay(event)
         self.perf = files.Log(run / layout.PERF)
-        self.state = State(0, 0, 0, "")
+        self.state = checkpoint.START
 
     @property
     def config(self) -> TrainingConfig:
@@ -105,11 +105,16 @@ class Trainer:
     def restore(self, found: tuple[Path, State] | None) -> None:
         """Weights, optimizer and metrics as of a checkpoint, or as of the start."""
         self.optimizer.reset()
-        self.state = found[1] if found else State(0, 0, 0, "")
+        self.state = found[1] if found else checkpoint.START
         if found:
             checkpoint.load_weights(self.model, found[0])
-            tensors = checkpoint.load_tensors(found[0] / layout.OPTIMIZER)
-            self.optimizer.load_state_tensors(tensors)
+            if self.state.step:
+                tensors = checkpoint.load_tensors(found[0] / layout.OPTIMIZER)
+                self.optimizer.load_state_tensors(tensors)
+        elif "run" in manifest.read(self.run).parents:
+            raise DataError(
+                f"{self.run}: no checkpoint is left, nor the weights it began with; start it again"
+            )
         else:
             self.model.init_weights(self._configs[0][1].seed)
         state = self.state
@@ -274,7 +279,7 @@ class Trainer:
             self.state, metrics_bytes=self.metrics.length, metrics_sha256=self.metrics.sha256
         )
         environment = self.machine.environment()
-        checkpoint.save(self.run, self.model, self.optimizer, self.state, environment)
+        checkpoint.save(self.run, self.model.state_dict(), self.optimizer, self.state, environment)
         checkpoint.settle(self.run, self.state, self.config.keep_last)
         self._status("running", None, "")
 

@@ -1,104 +1,174 @@
-"""`lmcli score` from files and pipes."""
+"""lmcli score: files, pipes, fields, and one sentence for each mistake."""
 
 import gzip
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+HYPS = "the cat sat on the mat\nhello there world again\n\n"
+REFS = "the cat sat on a mat\nhello there world again\n\n"
+
 
 @pytest.fixture
-def texts(root):
-    Path("hyp.txt").write_text("the cat sat\na dog\u2028barks\n\n")
-    Path("ref.txt").write_text("the cat sat down\na dog barks\nsilence\n")
-    Path("two.txt").write_text("the cat sat\nthe dog barks\nquiet\n")
-    Path("bad.txt").write_text("x\ny\nz\n")
+def files(root):
+    folder = root.parent
+    (folder / "h.txt").write_text(HYPS)
+    (folder / "r.txt").write_text(REFS)
+    return folder
 
 
-def scores(result):
-    return {s["name"]: s for s in json.loads(result.out)["scores"]}
+def values(result):
+    assert result.code == 0, result.err
+    return {s["name"]: s["value"] for s in json.loads(result.out)["scores"]}
 
 
-def test_files_and_several_references(cli, texts):
-    args = ["--metric", "rouge1", "--metric", "exact", "--json"]
-    one = scores(cli("score", "hyp.txt", "--ref", "ref.txt", *args))
-    two = scores(cli("score", "hyp.txt", "--ref", "ref.txt", "--ref", "two.txt", *args))
-    assert one["exact"]["value"] == 0 and two["exact"]["value"] == pytest.approx(100 / 3)
-    assert one["rouge1"]["value"] < two["rouge1"]["value"]
-    default = scores(cli("score", "hyp.txt", "--ref", "ref.txt", "--json"))
-    assert list(default) == ["BLEU", "chrF2", "TER"] or list(default) == ["bleu", "chrf", "ter"]
-    assert "nrefs:1|case:mixed" in default["bleu"]["signature"]
-    assert (
-        "nrefs:2"
-        in scores(cli("score", "hyp.txt", "--ref", "ref.txt", "--ref", "two.txt", "--json"))[
-            "bleu"
-        ]["signature"]
-    )
+def test_a_table_with_signatures_and_the_default_metrics(cli, files):
+    result = cli("score", "h.txt", "--ref", "r.txt")
+    lines = result.out.splitlines()
+    assert result.code == 0 and result.err == ""
+    assert [line.split()[0] for line in lines] == ["name", "bleu", "chrf", "ter"]
+    assert "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:" in lines[1]
+    assert lines[3].split()[1] == "10.0000"  # one edit in ten words
 
 
-def test_segments_and_the_table(cli, texts):
-    args = ["--ref", "ref.txt", "--metric", "f1", "--metric", "em", "--segments"]
-    result = cli("score", "hyp.txt", *args)
-    rows = result.out.splitlines()
-    assert len(rows) == 5 and rows[2] == "0.00\t0.00" and "norm:squad" in result.err
-    said = json.loads(cli("score", "hyp.txt", *args, "--json").out)
-    assert len(said["segments"]["f1"]) == 3
+def test_files_pipes_gzip_crlf_and_bom_agree(cli, files):
+    (files / "h.txt.gz").write_bytes(gzip.compress(HYPS.encode()))
+    (files / "crlf.txt").write_bytes(b"\xef\xbb\xbf" + HYPS.replace("\n", "\r\n").encode())
+    args = ["--ref", "r.txt", "-m", "bleu", "-m", "exact_match", "--json"]
+    plain = values(cli("score", "h.txt", *args))
+    assert plain["exact_match"] == pytest.approx(200 / 3)
+    assert values(cli("score", "-", *args, input=HYPS)) == plain
+    assert values(cli("score", "h.txt.gz", *args)) == plain
+    assert values(cli("score", "crlf.txt", *args)) == plain
+    assert values(cli("score", "-", *args, input=HYPS[:-1] + "\n")) == plain
 
 
-def test_records(cli, texts):
-    rows = [{"completion": "a b", "reference": ["a b", "c"]}, {"completion": "d", "reference": "e"}]
-    Path("r.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    said = scores(cli("score", "r.jsonl", "--metric", "exact", "--json"))
-    assert said["exact"]["value"] == 50
-    Path("r.tsv").write_text("completion\treference\na b\ta b\nd\te\n")
-    assert scores(cli("score", "r.tsv", "--metric", "exact", "--json")) == said
-    Path("hyp.gz").write_bytes(gzip.compress(b"a b\nd\n"))
-    zipped = cli("score", "hyp.gz", "--ref", "r.jsonl", "--metric", "exact", "--json")
-    assert scores(zipped) == said
+def test_only_a_newline_ends_a_segment(cli, files):
+    text = "a\u2028b\x0bc\rd\x85e\n"
+    (files / "odd.txt").write_bytes(text.encode())
+    result = cli("score", "-", "--ref", "odd.txt", "-m", "exact_match", "--json", input=text)
+    assert json.loads(result.out)["n_segments"] == 1 and values(result) == {"exact_match": 100}
 
 
-def test_a_pipe(texts):
-    line = [sys.executable, "-m", "lmcli", "score", "-", "--ref", "ref.txt", "--metric", "ter"]
-    text = Path("hyp.txt").read_text()
-    done = subprocess.run(line, input=text, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("ter") and len(done.stdout.splitlines()) == 1
+def test_real_pipes(files):
+    """Two processes joined by a pipe; stdout is the answer and nothing else."""
+    lmcli = f"{sys.executable} -m lmcli"
+    line = f"cat h.txt | {lmcli} score - --ref r.txt -m chrf -m rougeL --json | cat"
+    done = subprocess.run(line, shell=True, cwd=files, capture_output=True, text=True)
+    scores = json.loads(done.stdout)["scores"]
+    assert [s["name"] for s in scores] == ["chrf", "rougeL"] and done.stderr == ""
+    line = f"{lmcli} score h.txt --ref <(gzip -c r.txt | zcat) --segments -m ter | head -2"
+    done = subprocess.run(["bash", "-c", line], cwd=files, capture_output=True, text=True)
+    assert done.stdout == "ter\n16.666666666666664\n" and "case:lc|tok:tercom" in done.stderr
 
 
-def test_a_baseline(cli, texts):
-    line = ["score", "hyp.txt", "--ref", "ref.txt", "--metric", "rouge1", "--samples", 200]
-    said = scores(cli(*line, "--baseline", "bad.txt", "--json"))["rouge1"]
-    assert said["difference"] == said["value"] and 0 < said["p"] <= 1
-    assert said["test"] == "bootstrap|n:200|seed:0" and said["low"] <= said["value"] <= said["high"]
-    table = cli(*line, "--baseline", "hyp.txt", "--test", "randomisation")
-    assert table.out.splitlines()[1].split()[-1] == "1.0000"
+def test_segments_are_rows_of_the_answer(cli, files):
+    args = ["score", "h.txt", "--ref", "r.txt", "-m", "bleu", "-m", "exact_match", "--segments"]
+    result = cli(*args)
+    header, *rows = result.out.splitlines()
+    assert header == "bleu\texact_match" and len(rows) == 3
+    assert rows[1].split("\t")[1] == "100.0" and float(rows[0].split("\t")[0]) < 60
+    assert "eff:no" in result.err and "eff:yes" in result.err
+    found = json.loads(cli(*args, "--json").out)
+    assert found["segments"]["exact_match"] == [0, 100, 100]
+    assert "eff:yes" in found["scores"][0]["segment_signature"]
+    assert "eff:no" in found["scores"][0]["signature"]
+
+
+def test_several_references_as_files_and_as_a_list(cli, files):
+    (files / "r2.txt").write_text("the cat sat on the mat\nx\n\n")
+    two = ["--ref", "r.txt", "--ref", "r2.txt", "-m", "exact_match", "-m", "bleu", "--json"]
+    plain = cli("score", "h.txt", *two)
+    assert values(plain)["exact_match"] == 100 and "nrefs:2|" in plain.out
+    other = ["the cat sat on the mat", "x", ""]
+    with (files / "all.jsonl").open("w") as file:
+        for h, *refs in zip(HYPS.split("\n"), REFS.split("\n"), other, strict=False):
+            file.write(json.dumps({"answer": h, "gold": refs}) + "\n")
+    keys = ["--hyp-key", "answer", "--ref-key", "gold"]
+    args = ["-m", "exact_match", "-m", "bleu", "--json", *keys]
+    alone = cli("score", "all.jsonl", *args)
+    assert values(alone) == values(plain)
+    piped = cli("score", "-", *args, input=(files / "all.jsonl").read_text() + "\n")
+    assert piped.out == alone.out
+    mixed = cli("score", "h.txt", "--ref", "all.jsonl", "--ref-key", "gold", *args[:5])
+    assert values(mixed) == values(plain)
+
+
+def test_columns_of_a_tsv(cli, files):
+    (files / "t.tsv").write_text('id\thypothesis\treference\n1\ta "b" c\ta "b" c\n2\t\tx\n')
+    result = cli("score", "t.tsv", "-m", "exact_match", "--json")
+    assert values(result) == {"exact_match": 50} and json.loads(result.out)["n_segments"] == 2
+
+
+def test_a_baseline_adds_p_values_that_the_seed_decides(cli, files):
+    words = list("abcdefgh")
+    refs = [" ".join(words[i % 8 :] + words[: i % 8]) for i in range(60)]
+    (files / "refs").write_text("\n".join(refs))
+    (files / "good").write_text("\n".join(refs[:50] + ["x y"] * 10))
+    (files / "bad").write_text("\n".join(r[:7] + " z z z z" for r in refs))
+    base = ["score", "good", "--ref", "refs", "-m", "bleu", "-m", "squad_f1", "--trials", "100"]
+    same = json.loads(cli(*base, "--baseline", "good", "--json").out)["scores"]
+    assert all(s["p_bootstrap"] == s["p_randomization"] == 1 for s in same)
+    worse = cli(*base, "--baseline", "bad", "--json")
+    for s in json.loads(worse.out)["scores"]:
+        assert s["difference"] > 0 and s["p_bootstrap"] < 0.02 and s["p_randomization"] < 0.02
+        assert "|trials:100|seed:0|" in s["test"]
+    assert cli(*base, "--baseline", "bad", "--json").out == worse.out
+    assert cli(*base, "--baseline", "bad", "--json", "--seed", "1").out != worse.out
+    table = cli(*base, "--baseline", "bad").out.splitlines()
+    assert "p_bootstrap" in table[0] and "paired:lmcli|" in table[1] and len(table) == 3
+
+
+def test_warnings_of_a_bleu_that_means_nothing(cli, files):
+    (files / "zh.txt").write_text("敏捷的狐狸。\n懒狗。\n")
+    assert "take zh or char" in cli("score", "zh.txt", "--ref", "zh.txt", "-m", "bleu").err
+    quiet = cli("score", "zh.txt", "--ref", "zh.txt", "-m", "bleu", "--tokenize", "zh")
+    assert quiet.err == "" and "|tok:zh|" in quiet.out
+    (files / "tok.txt").write_text("a b .\nc d .\n")
+    assert "looks tokenized" in cli("score", "tok.txt", "--ref", "tok.txt", "-m", "bleu").err
+    assert cli("score", "tok.txt", "--ref", "tok.txt", "-m", "chrf").err == ""
 
 
 @pytest.mark.parametrize(
     ("args", "code", "says"),
     [
-        (["hyp.txt", "--ref", "short.txt"], 65, "hyp.txt has 3 segments and short.txt 1"),
-        (["hyp.txt", "--ref", "ref.txt", "--baseline", "short.txt"], 65, "short.txt 1"),
-        (["hyp.txt"], 2, "--ref names the file"),
-        (["none.txt", "--ref", "ref.txt"], 66, "none.txt: no such file"),
-        (["empty.txt", "--ref", "ref.txt"], 65, "empty.txt: empty"),
-        (["latin.txt", "--ref", "ref.txt"], 65, "latin.txt:2: not UTF-8 at byte 3"),
-        (["bad.jsonl"], 65, "bad.jsonl:1: no field 'completion'; there are text"),
-        (["broken.jsonl"], 65, "broken.jsonl:1: not a JSON object"),
-        (["bad.tsv"], 65, "bad.tsv:2: no column 'completion'; there are a, b"),
-        (["torn.gz", "--ref", "ref.txt"], 65, "torn.gz: broken gzip"),
-        (["hyp.txt", "--ref", "ref.txt", "--metric", "blue"], 2, "did you mean 'bleu'?"),
-        (["hyp.txt", "--ref", "ref.txt", "--tokenize", "13b"], 2, "did you mean '13a'?"),
+        (["h.txt", "--ref", "two"], 65, "h.txt has 3, two 2"),
+        (["h.txt", "--ref", "r.txt", "--baseline", "two"], 65, "h.txt has 3, two 2"),
+        (["-", "--ref", "two"], 65, "standard input has 3, two 2"),
+        (["h.txt", "--ref", "empty"], 65, "empty: no text to read (empty)"),
+        (["empty.jsonl"], 65, "empty.jsonl: no text to read (empty)"),
+        (["empty.tsv"], 65, "empty.tsv: no text to read (empty)"),
+        (["h.txt", "--ref", "latin"], 65, "latin:2: not UTF-8 at byte 3"),
+        (["h.txt", "--ref", "no"], 66, "no: no such file"),
+        (["h.txt", "--ref", "broken.gz"], 65, "broken.gz: broken gzip"),
+        (["h.txt"], 2, "no references: --ref REFS"),
+        (["-", "--ref", "-"], 2, "standard input (-) can be read only once"),
+        (["h.txt", "--ref", "r.txt", "-m", "blue"], 2, "did you mean 'bleu'?"),
+        (["h.txt", "--ref", "r.txt", "--tokenize", "13"], 2, "did you mean '13a'?"),
+        (["h.txt", "--ref", "r.txt", "--trials", "0"], 2, "--trials must be at least 1"),
+        (["bad.jsonl"], 65, "bad.jsonl:2: not a JSON object"),
+        (["a.jsonl"], 65, "a.jsonl:1: no field 'reference' (--hyp-key, --ref-key); it has hypo"),
+        (["list.jsonl"], 65, "list.jsonl:1: field 'hypothesis' must be text"),
+        (["none.jsonl"], 65, "none.jsonl:1: field 'reference' must be text"),
+        (["short.tsv"], 65, "short.tsv:3: 1 columns where the header has 2"),
     ],
 )
-def test_mistakes(cli, texts, args, code, says):
-    Path("short.txt").write_text("one\n")
-    Path("empty.txt").write_text("")
-    Path("latin.txt").write_bytes(b"a\ncaf\xe9\nb\n")
-    Path("bad.jsonl").write_text('{"text": "x"}\n')
-    Path("broken.jsonl").write_text("[1\n")
-    Path("bad.tsv").write_text("a\tb\n1\t2\n")
-    Path("torn.gz").write_bytes(gzip.compress(b"abc\n" * 50)[:20])
-    result = cli("score", *args)
-    assert result.code == code and says in result.err and not result.out
+def test_a_mistake_is_one_sentence(cli, files, args, code, says):
+    contents = {
+        "two": b"a\nb\n",
+        **dict.fromkeys(("empty", "empty.jsonl", "empty.tsv"), b""),
+        "latin": b"fine\ncaf\xe9\n\n",
+        "broken.gz": gzip.compress(HYPS.encode())[:-9],
+        "bad.jsonl": b'{"hypothesis": "a", "reference": "b"}\n[]\n',
+        "a.jsonl": b'{"hypothesis": "a"}\n',
+        "list.jsonl": b'{"hypothesis": ["a"], "reference": "a"}\n',
+        "none.jsonl": b'{"hypothesis": "a", "reference": []}\n',
+        "short.tsv": b"hypothesis\treference\na\tb\nc\n",
+    }
+    for name, data in contents.items():
+        (files / name).write_bytes(data)
+    result = cli("score", *args, input=HYPS)
+    assert (result.code, result.out) == (code, "") and says in result.err, result
+    assert result.err.startswith("lmcli: ") and result.err.count("\n") == 1

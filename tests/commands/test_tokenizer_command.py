@@ -95,3 +95,102 @@ def test_bad_input_is_one_sentence(cli, root, name, data, flags, code, says):
     assert (result.code, result.out) == (code, "")
     assert says in result.err and result.err.count("\n") == 1
     assert not (root / "tokenizers" / "new").exists()
+
+
+def test_import_a_folder_again_and_another_file(cli, root, test_data):
+    gpt2 = test_data / "tokenizer-gpt2"
+    first = cli("tokenizer", "import", gpt2, "--name", "gpt2")
+    assert first.code == 0 and "tokenizer gpt2: 50,257 tokens\n" in first.err
+    again = cli("tokenizer", "import", gpt2, "--name", "gpt2", "--json")
+    assert again.code == 0 and "there already" in again.err
+    facts = json.loads(again.out)
+    assert facts["algorithm"] == "imported" and facts["exact"] is True
+    pair = [gpt2 / "vocab.bpe", gpt2 / "encoder.json"]  # in either order
+    assert cli("tokenizer", "import", *pair, "--name", "gpt2").code == 0
+    other = cli("tokenizer", "import", gpt2 / "gpt2_tokenizer.json", "--name", "gpt2")
+    assert other.code == 78 and "train files 2 of them, not 1" in other.err
+    ids = cli("tokenizer", "encode", "gpt2", input="Hello world<|endoftext|>\n").out.split()
+    assert ids[:2] == ["15496", "995"] and "50256" not in ids
+
+
+def test_import_says_what_is_wrong_in_one_sentence(cli, root, test_data):
+    bert = test_data / "tokenizer-bert" / "bert-base-uncased"
+    for args, code, says in (
+        (["nowhere"], 66, "nowhere: no tokenizer.json here"),
+        ([bert / "vocab.txt"], 65, "vocab.txt: not a tokenizer.json"),
+        ([bert, "--eos", "<end>"], 2, "--eos <end> is not in the vocabulary"),
+    ):
+        result = cli("tokenizer", "import", *args, "--name", "new")
+        assert result.code == code and says in result.err and result.err.count("\n") == 1
+    assert not (root / "tokenizers" / "new").exists()
+    lossy = cli("tokenizer", "import", bert, "--name", "bert")
+    assert lossy.code == 0 and "it may change text: see lmcli tokenizer info" in lossy.err
+
+
+def test_a_lossy_tokenizer_says_what_the_dataset_lost(cli, root, test_data):
+    cli("tokenizer", "import", test_data / "tokenizer-bert" / "bert-base-uncased", "--name", "bert")
+    (root.parent / "a.txt").write_text("The Fox \U0001f98a\njumps\n" * 300)
+    args = ["a.txt", "--tokenizer", "bert", "--name", "d", "--test-fraction", "0"]
+    built = cli("data", "build", *args, "--json")
+    assert built.code == 0 and "1,500 characters dropped, 898 added; most" in built.err
+    # Of 300 times two lines; spaces stand for line ends, but not for the last of the two parts.
+    assert json.loads(built.out)["losses"] == {
+        "dropped": 1500,
+        "added": 898,
+        "most_dropped": {"\n": 600, "F": 300, "T": 300, "\U0001f98a": 300},
+    }
+    cli("tokenizer", "train", "a.txt", "--name", "own", "--vocab-size", "270")
+    exact = cli("data", "build", "a.txt", "--tokenizer", "own", "--name", "e", "--json")
+    assert json.loads(exact.out)["losses"] is None and "give back" not in exact.err
+
+
+def test_info_compares_tokenizers_in_one_table(cli, tiny_copy):
+    (tiny_copy.parent / "a.txt").write_text("The fox 12 狐狸!\n" * 20)
+    cli("tokenizer", "train", "a.txt", "--name", "bytes", "--algorithm", "byte")
+    table = cli("tokenizer", "info", "tok", "tokenizers/bytes", "a.txt").out
+    rows = {line.split()[0]: line.split()[1:] for line in table.splitlines()}
+    assert rows["name"] == ["tok", "bytes"] and rows["vocab_size"] == ["320", "260"]
+    assert rows["bytes_per_token"][1] == rows["Latin"][1] == rows["Han"][1] == "1.000"
+    assert float(rows["Latin"][0]) > 1
+    lines = cli("tokenizer", "info", "tok", "bytes", "a.txt", "--json").out.splitlines()
+    first, second = map(json.loads, lines)
+    assert second["tokens"] == second["bytes"] == first["bytes"] > first["tokens"]
+    assert set(first["scripts"]) == {"Latin", "Han", "digits", "other"}
+    assert first["dropped"] == 0 and first["exact"] is True
+    # A file of that name is a file; a folder in front says which is meant.
+    (tiny_copy.parent / "bytes").write_text("x")
+    assert json.loads(cli("tokenizer", "info", "tok", "bytes", "--json").out)["bytes"] == 1
+    assert cli("tokenizer", "info", "tok", "nowhere").code == 66
+
+
+def test_a_sample_is_recorded_and_the_same_again(cli, root):
+    (root.parent / "a.txt").write_text("".join(f"line {i} {i * i}\n" for i in range(9000)))
+    args = ["a.txt", "--vocab-size", 300, "--sample-bytes", "20kB", "--json"]
+    first, second = (train(cli, *args, "--force") for _ in range(2))
+    assert first.code == 0 and json.loads(first.out)["id"] == json.loads(second.out)["id"]
+    assert json.loads(first.out)["sample_bytes"] == 20_000
+    other = train(cli, *args, "--seed", 1)
+    assert other.code == 78 and "seed 0, not 1" in other.err
+    whole = train(cli, "a.txt", "--vocab-size", 300, "--force", "--json")
+    assert json.loads(whole.out)["id"] != json.loads(first.out)["id"]
+
+
+@pytest.mark.parametrize("algorithm", ["unigram", "wordpiece", "char", "byte"])
+def test_every_algorithm_builds_trains_and_samples(cli, root, prose, algorithm):
+    from conftest import TINY
+
+    (root.parent / "a.txt").write_text(prose)
+    tokenizer = ["a.txt", "--name", "t", "--algorithm", algorithm, "--json"]
+    if algorithm in ("unigram", "wordpiece"):
+        tokenizer += ["--vocab-size", "600"]
+    made = json.loads(cli("tokenizer", "train", *tokenizer).out)
+    assert made["algorithm"] == algorithm and made["exact"] is True
+    assert cli("data", "build", "a.txt", "--tokenizer", "t", "--name", "d").code == 0
+    shown = [cli("data", "show", "d", "--split", s).out for s in ("train", "val", "test")]
+    assert "".join(text.removesuffix("\n") for text in shown) == prose
+    train = ["--data", "d", "--name", "r", "--steps", "2", *TINY]
+    assert cli("train", *train).code == 0
+    sampled = cli("sample", "r", "--max-new-tokens", "8", input="The fox\n狐狸\n")
+    assert sampled.code == 0 and sampled.out.count("\n") == 2
+    scored = json.loads(cli("eval", "r", "--data", "d", "--split", "val", "--json").out)
+    assert "bits_per_byte" in {metric["name"] for metric in scored["scores"]}

@@ -1,12 +1,12 @@
 """Killed at any file operation or step, the same command ends with the same bytes.
 
 Every crash point of the writer is visited: before, in the middle of and after each operation, and
-at each training step, in tokenizer train, data build, train and eval.
+at each training step, in tokenizer train, data build, train, eval and import.
 """
 
+import dataclasses
 import random
 import shutil
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -14,6 +14,11 @@ from queue import SimpleQueue
 import pytest
 from durable import SHAPE, corpus, digest, scratch
 from forks import Forks
+
+from lmcli.interop import huggingface
+from lmcli.model.presets import preset
+from lmcli.model.transformer import Transformer
+from lmcli.text.tokenizer import Tokenizer
 
 SCENARIOS = {
     "tokenizer": ["tokenizer", "train", "{text}", "--name", "tok", "--vocab-size", "300"],
@@ -27,8 +32,23 @@ SCENARIOS = {
     "extend": ["train", "--name", "base", "--steps", "8", "--save-every", "1"],
     "muon": ["train", "--data", "corpus", "--name", "muon", *SHAPE, "--optimizer", "muon"]
     + ["--steps", "3", "--save-every", "1", "--schedule", "wsd", "--keep-last", "2"],
+    "import": ["import", "{folder}", "--name", "gpt2"],
+    "begin": ["train", "--from", "base", "--data", "corpus", "--name", "tuned", "--steps", "2"]
+    + ["--save-every", "1", "--keep-last", "1"],
 }
 PROCESSES = 2
+
+
+def model_folder(folder: Path, text: str) -> Path:
+    """A tiny GPT-2 as Hugging Face lays it out."""
+    tokenizer = Tokenizer.train([text], 300)
+    shape = {"d_model": 16, "n_layers": 1, "n_heads": 2, "context_length": 16}
+    config = dataclasses.replace(preset("gpt2"), vocab_size=300, **shape).resolved()
+    model = Transformer(config)
+    model.init_weights(0)
+    folder.mkdir()
+    huggingface.write(folder, config, model.state_dict(), tokenizer, "")
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +57,11 @@ def stage():
     with scratch() as folder:
         text = corpus(folder)
         root = folder / "root"
-        lines = {name: [w.format(text=text) for w in line] for name, line in SCENARIOS.items()}
+        model = model_folder(folder / "gpt2", text.read_text())
+        lines = {
+            name: [word.format(text=text, folder=model) for word in line]
+            for name, line in SCENARIOS.items()
+        }
         with Forks([]) as forks:
             ends: dict[str, dict[str, str]] = {}
             points: dict[str, int] = {}
@@ -94,18 +118,25 @@ def warmed(folder: Path, lines: dict[str, list[str]], number: int) -> list[list[
 
 
 @pytest.mark.durability
-def test_every_crash_point(stage):
+def test_crash_points(stage):
+    """Every one of the four commands that a run needs, one in seven of their variations."""
     *_, points = stage
-    trials = [(name, [at]) for name, n in points.items() for at in range(1, n + 1)]
+    trials = [
+        (name, [at])
+        for name, n in points.items()
+        for at in range(1, n + 1, 1 if name in ("tokenizer", "data", "train", "eval") else 7)
+    ]
     assert len(trials) >= 500
     visit(stage, trials)
 
 
+@pytest.mark.soak
+def test_every_crash_point(stage):
+    visit(stage, [(name, [at]) for name, n in stage[3].items() for at in range(1, n + 1)])
+
+
 def random_trials(points: dict[str, int], n: int, seed: int) -> list[tuple[str, list[int]]]:
-    draw: Callable[[], random.Random] = lambda: random.Random(seed)  # noqa: E731
-    generator = draw()
-    names = list(points)
-    trials = []
+    generator, names, trials = random.Random(seed), list(points), []
     for _ in range(n):
         name = generator.choice(names)
         crashes = [generator.randint(1, points[name]) for _ in range(generator.randint(2, 4))]

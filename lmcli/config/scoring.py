@@ -1,0 +1,29 @@
+"""How hypotheses are scored against references."""
+
+from dataclasses import dataclass
+
+from lmcli.config.fields import option
+
+METRICS = {  # name -> module under lmcli.metrics
+    **dict.fromkeys(("bleu", "chrf", "chrf++", "ter"), "translation"),
+    **dict.fromkeys(("rouge1", "rouge2", "rougeL", "rougeLsum"), "rouge"),
+    **dict.fromkeys(("exact_match", "squad_em", "squad_f1"), "answers"),
+}
+TOKENIZERS = ("13a", "intl", "zh", "char", "none")
+INSTALLED = ("ja-mecab", "ko-mecab", "flores101", "flores200")  # where their packages or models are
+TOKENIZE = "tokenizer of BLEU; zh or char for Chinese, none for text already tokenized"
+ROUGE = "words of any script, or rouge-score's [a-z0-9] alone"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringConfig:
+    """What a metric is made with; each setting stands in the signature of what it touches."""
+
+    tokenize: str = option("13a", TOKENIZE, choices=TOKENIZERS + INSTALLED)
+    lowercase: bool = option(False, "lower-case for BLEU, chrF, exact match; the rest always do")
+    rouge_tokenizer: str = option("script", ROUGE, choices=("script", "rouge"))
+    stem: bool = option(False, "Porter stemming of English words for ROUGE")
+    hyp_key: str = option("", "field or column of hypotheses, in JSONL or TSV [hypothesis]")
+    ref_key: str = option("", "field or column of references, text or a list [reference]")
+    trials: int = option(1000, "resamples of a significance test", low=1, unit="count")
+    seed: int = option(0, "seed of the resamples", low=0)

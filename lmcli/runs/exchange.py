@@ -1,0 +1,85 @@
+"""Models that come from elsewhere as runs, and runs that leave as model folders."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from lmcli import console
+from lmcli.artifacts import files, layout, lock, manifest
+from lmcli.artifacts.again import creating, finished
+from lmcli.artifacts.manifest import Manifest
+from lmcli.config.training import TrainingConfig
+from lmcli.errors import MismatchError, UsageError
+from lmcli.interop import card, huggingface
+from lmcli.runs.config import RunConfig
+from lmcli.runs.start import create
+from lmcli.text.sources import fingerprint
+from lmcli.text.tokenizer import Tokenizer, write
+from lmcli.training import checkpoint
+
+
+def import_model(root: Path, folder: Path, name: str, force: bool) -> Manifest:
+    """The model of a folder as run `name`, and its tokenizer under the same name."""
+    run = layout.new(root, "run", name)
+    found = huggingface.read(folder)
+    sources = fingerprint(found.sources)
+    recorded = {"sources": {"imported": sources}}
+    with creating(run, root, "run", force):
+        parents = {"tokenizer": _keep_tokenizer(root, name, found.tokenizer, recorded, force)}
+        if made := finished(run, "run", recorded, parents):
+            console.say(f"run {run.name} is there already, imported from the same files")
+            return made
+        id_ = files.digest({"files": [source["sha256"] for source in sources]})
+        origin = {"name": folder.resolve().name, "id": id_}
+        config = RunConfig(found.model, TrainingConfig(), {}, origin)
+        create(run, config, found.tokenizer.to_bytes(), parents, found.weights, recorded)
+    return manifest.read(run, "run")
+
+
+def _keep_tokenizer(
+    root: Path, name: str, tokenizer: Tokenizer, recorded: dict[str, Any], force: bool
+) -> str:
+    """The id of the imported tokenizer as an artifact, which may be there already."""
+    path, data = layout.new(root, "tokenizer", Path(name).name), tokenizer.to_bytes()
+    with creating(path, root, "tokenizer", force):
+        if not path.exists():
+            write(path, tokenizer, {"algorithm": "imported", **recorded})
+        made = manifest.read(path, "tokenizer", hashes=True)
+        if (path / layout.TOKENIZER).read_bytes() != data:
+            raise MismatchError(
+                f"tokenizer {path.name} exists and is another one; choose another --name, or "
+                "--force moves the old one to the trash"
+            )
+        return made.id
+
+
+def export_model(root: Path, reference: str, which: str, out: Path) -> dict[str, Any]:
+    """A checkpoint of a run as a model folder `out`, whole or not at all."""
+    if out.exists():
+        raise UsageError(f"--out {out} exists; choose another folder")
+    run = layout.find(root, reference, "run")
+    manifest.read(run, "run", hashes=True)
+    config = RunConfig.read(run)
+    folder, state = checkpoint.choose(run, which)
+    tokenizer = Tokenizer.load(run / layout.TOKENIZER)
+    made = {"run": run.name, "step": state.step, "checkpoint": manifest.read(folder).id}
+    evals = [files.read_sealed(path) for path in sorted((run / layout.EVALS).glob("[!.]*.json"))]
+    source = config.data or config.origin
+    recipe = dataclasses.asdict(config.model)
+    text = card.text(
+        [result for result in evals if result["checkpoint"]["id"] == made["checkpoint"]],
+        recipe | dataclasses.asdict(config.now(run)) if config.data else recipe,
+        eos=tokenizer.token(tokenizer.eos_id),
+        data=f"{source['name']}, id `{source['id']}`",
+        **made,
+    )
+    weights = checkpoint.load_tensors(folder / layout.MODEL)
+    with (
+        lock.hold(layout.creation_lock(out), f"folder {out}"),
+        files.staged_directory(out) as staged,
+    ):
+        try:
+            huggingface.write(staged, config.model, weights, tokenizer, text)
+        except MismatchError as error:
+            raise MismatchError(f"run {run.name} cannot be exported: {error}") from None
+    return made | {"out": str(out)}
