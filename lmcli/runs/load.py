@@ -109,7 +109,7 @@ def evaluate(
         )
     data = data or trained_on["name"]
     run_manifest = manifest.read(loaded.path, "run")
-    ours, theirs = run_manifest.parents["tokenizer"], dataset.manifest.parents["tokenizer"]
+    ours, theirs = (m.parents.get("tokenizer", "") for m in (run_manifest, dataset.manifest))
     if ours != theirs:
         raise MismatchError(
             f"dataset {data} was built with tokenizer {theirs[:12]}, but run "
