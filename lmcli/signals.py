@@ -62,7 +62,8 @@ class StopRequest:
                 before = signal.getsignal(number)
                 if before == signal.SIG_IGN and number != signal.SIGTERM:
                     continue  # nohup, or a background job of a script
-                self._before[number] = signal.signal(number, lambda *_: None)
+                self._before[number] = before  # first: the thread looks it up
+                signal.signal(number, lambda *_: None)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -19,6 +19,11 @@ from lmcli.artifacts import files, layout
 from lmcli.errors import DataError, LmcliError, MismatchError, MissingInputError
 
 FORMAT = 1
+# What others rely on in `config` where it is there.
+CONFIG_TYPES: tuple[tuple[str, type], ...] = (
+    *(("sources", dict), ("splits", dict), ("split_rule", str)),
+    *(("reached_vocab_size", int), ("eos_id", int), ("skipped", int)),
+)
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,10 @@ def _well_formed(manifest: Manifest) -> bool:
         and all(isinstance(value, dict) for value in tables)
         and all(isinstance(value, str) for value in manifest.parents.values())
         and type(manifest.format) is int
+        and isinstance(command := manifest.made.get("command", []), list)
+        and all(isinstance(word, str) for word in command)
+        and all(type(manifest.config.get(key, kind())) is kind for key, kind in CONFIG_TYPES)
+        and all(_is_sources(value) for value in manifest.config.get("sources", {}).values())
         and all(
             isinstance(entry, dict)
             and type(entry.get("bytes")) is int
@@ -118,6 +127,15 @@ def _well_formed(manifest: Manifest) -> bool:
             and "\0" not in name
             for name, entry in manifest.files.items()
         )
+    )
+
+
+def _is_sources(value: Any) -> bool:
+    """Whether a split's sources are a list of path, size and hash."""
+    return isinstance(value, list) and all(
+        isinstance(entry, dict)
+        and {"path": str, "bytes": int, "sha256": str} == {k: type(v) for k, v in entry.items()}
+        for entry in value
     )
 
 

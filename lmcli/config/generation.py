@@ -15,5 +15,5 @@ class GenerationConfig:
     top_k: int = option(0, "keep the k most likely tokens; 0: all", low=0)
     top_p: float = option(1.0, "keep the most likely tokens up to this mass", low=0, high=1)
     seed: int = option(0, "seed of the draws", low=0)
-    num_return_sequences: int = option(1, "completions per prompt", low=1)
+    num_return_sequences: int = option(1, "completions per prompt", low=1, high=2**16)
     batch_size: int = option(16, "sequences decoded together", low=1)
