@@ -23,7 +23,7 @@ def sh(tiny_copy):
 
     def run(line: str, code: int = 0) -> "subprocess.CompletedProcess[str]":
         done = subprocess.run(
-            ["bash", "-c", line], env=environment, capture_output=True, text=True, timeout=120
+            ["bash", "-c", line], env=environment, capture_output=True, text=True, timeout=400
         )
         assert done.returncode == code, f"{line}\n{done.stdout}\n{done.stderr}"
         return done
