@@ -46,8 +46,13 @@ def test_damage_is_named(tmp_path):
     with pytest.raises(DataError, match=r"train.bin: 71 bytes, expected 72; truncated"):
         TokenStore(tmp_path, "train", 1000)
     (tmp_path / "train.bin").write_bytes(good)
-    with pytest.raises(DataError, match="token id 7 is outside the vocabulary of 7"):
-        TokenStore(tmp_path, "train", 7).check_ids()
+    store = TokenStore(tmp_path, "train", 7)
+    places = np.array([[0, 1], [9, 10]])
+    reads = (store.check_ids, lambda: store.document(1), lambda: store.take(places))
+    for read, document, token in zip(reads, (0, 1, 2), (2, 6, 10), strict=True):
+        said = f"train.bin: token id 7 is .* of 7, in document {document} at token {token} of"
+        with pytest.raises(DataError, match=said):
+            read()
     offsets = np.fromfile(tmp_path / "train.idx", dtype="<i8")
     offsets[3] = offsets[5]
     (tmp_path / "train.idx").write_bytes(offsets.tobytes())

@@ -1,6 +1,8 @@
 """The writer's corners: logs that were changed, the trash, folders that nest."""
 
 import errno
+import subprocess
+import sys
 
 import pytest
 
@@ -60,3 +62,8 @@ def test_nan_is_never_written(tmp_path):
     with pytest.raises(ValueError):
         files.write_json(tmp_path / "x.json", {"loss": float("nan")})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_crash_point_that_is_no_number_is_none(monkeypatch):
+    monkeypatch.setenv("LMCLI_CRASH_AT", "x")
+    assert not subprocess.run([sys.executable, "-c", "import lmcli.artifacts.files"]).returncode

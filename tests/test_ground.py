@@ -73,6 +73,7 @@ def test_a_bug_keeps_its_traceback(cli, root, monkeypatch):
         (["sample", "x", "p", "--top-p", "0"], "--top-p must be above 0"),
         (["eval", "x", "--checkpoint", "worst"], "'worst' is not best, last or a step number"),
         (["rm"], "name an artifact to remove"),
+        (["train", "--name", "x", "--batch-size", "1e18"], "--batch-size must be at most"),
     ],
 )
 def test_usage_errors_are_one_sentence_and_2(cli, root, args, says):

@@ -25,7 +25,8 @@ EMPTY = hashlib.sha256().hexdigest()
 
 # Called with (operation, path, target of a rename) after each operation.
 observe: Callable[[str, Path, Path | None], None] | None = None
-_CRASH_AT = int(os.environ.get("LMCLI_CRASH_AT") or 0)
+_crash_at = os.environ.get("LMCLI_CRASH_AT", "")
+_CRASH_AT = int(_crash_at) if _crash_at.isdecimal() else 0
 _count = 0
 
 

@@ -36,7 +36,7 @@ def command() -> None:
 @click.option("--name", metavar="DATASET", required=True, help="Name of the dataset.")
 @click.option("--val", multiple=True, metavar="FILE", help="Files of the val split (repeatable).")
 @click.option("--test", multiple=True, metavar="FILE", help="Files of the test split (repeatable).")
-@click.option("--dry-run", is_flag=True, help="Say what would be read, and stop.")
+@click.option("--dry-run", is_flag=True, help="Say what would be read and written, and stop.")
 @creation_flags(SplitConfig, ReadConfig)
 def build(
     files: tuple[str, ...],
@@ -60,7 +60,7 @@ def build(
       zcat dump.gz | lmcli data build - --document line --tokenizer bpe32k --name dump
     """
     from lmcli.dataset.build import build as build_dataset
-    from lmcli.text.readers import Reader
+    from lmcli.dataset.build import preview
 
     split, read = pick(SplitConfig, creation.given), pick(ReadConfig, creation.given)
     path = layout.new(creation.root, "dataset", name)
@@ -73,7 +73,9 @@ def build(
         readers = {s: Reader(f, read, creation.exclude) for s, f in inputs.items() if f}
         found = {s: {"files": len(r.paths), "bytes": r.size} for s, r in readers.items()}
         lines = [(s, f"{v['files']:,} files, {show_bytes(v['bytes'])}") for s, v in found.items()]
-        facts = {"name": name, "path": str(path), "exists": path.exists(), "read": found}
+        plan = preview(readers, split)
+        facts = {"name": name, "path": str(path), "exists": path.exists(), "read": found, **plan}
+        lines += [("to write", ", ".join(plan["splits"])), ("split by", plan["split_rule"])]
         console.reply(creation.as_json, facts, console.listing([("dataset", path), *lines]))
         return
     creation.make(

@@ -4,11 +4,13 @@ import bz2
 import contextlib
 import gzip
 import lzma
+import os
 import re
 import shlex
 import sys
 import sysconfig
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,15 +70,22 @@ def command(
     if seconds < 20:
         raise UsageError("--budget must be at least 20s")
     if name is None:
-        stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(text[0]).resolve().stem).strip(".-_")
-        name = f"{NAME}-{stem or 'text'}"[:100] if text else NAME
+        stems = "+".join(Path(each).resolve().stem for each in text)
+        name = f"{NAME}-{stems}" if text else NAME
+        short = re.sub(r"[^A-Za-z0-9._-]+", "-", name)[:80].strip(".-_")
+        if short != name:  # names that differ only in what was left out are still two
+            name = f"{short}-{zlib.crc32(os.fsencode(name)):08x}"
     layout.new(root, "run", name)
     try:
         # Under --json, what the steps answer is conversation.
-        with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        with open(os.devnull, "w") as nowhere, contextlib.ExitStack() as stack:
+            if as_json:
+                aside = nowhere if console.quiet else sys.stderr
+                stack.enter_context(contextlib.redirect_stdout(aside))
             result = _pipeline(name, text, seconds, force, root)
     except (KeyboardInterrupt, click.Abort, Interrupted):
-        console.say("stopped; the same `lmcli quickstart` goes on from here")
+        same = "the same `lmcli quickstart`, without --force," if force else "the same command"
+        console.say(f"stopped; {same} goes on from here")
         raise
     if as_json:
         console.answer_json(result)
@@ -97,19 +106,25 @@ def _pipeline(
     vocab_flag = ["--vocab-size", vocab] if vocab else []
     tail = ["--artifacts", str(root)] if root != layout.root(None) else []
     make = [*tail, "--force"] if force else tail
-    _run("tokenizer", "train", *inputs, "--name", name, *vocab_flag, *make)
+    tokenizer, data, run = (
+        root / layout.FOLDERS[k] / name for k in ("tokenizer", "dataset", "run")
+    )
+    new = [path for path in (tokenizer, data) if force or not path.exists()]
     try:
+        _run("tokenizer", "train", *inputs, "--name", name, *vocab_flag, *make)
         _run("data", "build", *inputs, "--tokenizer", name, "--name", name, *make)
+        if run.exists() and not force:  # the step count of an earlier quickstart is law for the run
+            stored = files.read_json(run / layout.CONFIG)["training"]["steps"]
+            steps = int(inventory.status(run).get("steps") or stored)
+            console.say(f"\n{steps} steps were planned the first time; --force plans anew")
+        else:
+            left = TRAINING_SHARE * seconds - (time.monotonic() - began)
+            steps = _plan_steps(root, name, max(5.0, left))
     except DataError as error:  # its advice names flags that are not here
-        raise DataError(f"{str(error).partition(';')[0]}; give quickstart more text") from None
-    run = root / layout.FOLDERS["run"] / name
-    if run.exists() and not force:  # the step count an earlier quickstart chose is law for the run
-        stored = files.read_json(run / layout.CONFIG)["training"]["steps"]
-        steps = int(inventory.status(run).get("steps") or stored)
-        console.say(f"\n{steps} steps were planned the first time; --force plans anew")
-    else:
-        left = TRAINING_SHARE * seconds - (time.monotonic() - began)
-        steps = _plan_steps(root, name, max(5.0, left))
+        for path in filter(Path.exists, new):  # the name is free for another try
+            files.to_trash(path, root)
+        advice = "give quickstart other text, or more"
+        raise DataError(f"{str(error).partition(';')[0]}; {advice}") from None
     shape = [word for field, value in MODEL.items() for word in (flag(field), str(value))]
     every = ["--eval-every", str(max(50, steps // 5)), "--eval-tokens", "16384"]
     every += ["--save-every", str(max(50, steps // 10))]

@@ -25,7 +25,7 @@ class TrainingConfig:
     """The training half of a run's config.json. Sizes are per optimizer step, over all ranks."""
 
     steps: int = option(1000, "optimizer steps in all", low=1, unit="count")
-    batch_size: int = option(16, "sequences per step", low=1, unit="count")
+    batch_size: int = option(16, "sequences per step", low=1, high=2**20, unit="count")
     micro_batch_size: int = option(
         0, "sequences per forward pass; the step accumulates them; 0: batch_size", low=0
     )

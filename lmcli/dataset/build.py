@@ -131,6 +131,22 @@ class _Builder:
             self.counts[split] |= {"documents": writer.documents, "tokens": writer.tokens}
 
 
+def _dealt(readers: Mapping[str, Reader], config: SplitConfig) -> tuple[Shares, list[str]]:
+    """The shares dealt out of train, and every split there will be."""
+    val = 0.0 if "val" in readers else config.val_fraction
+    test = 0.0 if "test" in readers else config.test_fraction
+    dealt = {"train": 1 - val - test, "val": val, "test": test}
+    shares = {split: share for split, share in dealt.items() if share}
+    return shares, [s for s in layout.SPLITS if s in readers or s in shares]
+
+
+def preview(readers: Mapping[str, Reader], config: SplitConfig) -> dict[str, Any]:
+    """The splits that `build` would write and its rule; reads as much text as that takes."""
+    shares, splits = _dealt(readers, config)
+    rule, _ = choose_rule(_apart(readers["train"], "train", {}), config.split_by, shares)
+    return {"split_rule": rule, "splits": splits}
+
+
 def build(
     path: Path,
     readers: Mapping[str, Reader],
@@ -145,11 +161,7 @@ def build(
     """
     tokenizer = Tokenizer.load(tokenizer_path / layout.TOKENIZER)
     tokenizer_id = manifest.read(tokenizer_path, "tokenizer", hashes=True).id
-    val = 0.0 if "val" in readers else config.val_fraction
-    test = 0.0 if "test" in readers else config.test_fraction
-    dealt = {"train": 1 - val - test, "val": val, "test": test}
-    shares = {split: share for split, share in dealt.items() if share}
-    splits = [s for s in layout.SPLITS if s in readers or s in shares]
+    shares, splits = _dealt(readers, config)
     total = sum(reader.size for reader in readers.values())
     with (
         files.staged_directory(path) as folder,

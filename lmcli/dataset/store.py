@@ -82,18 +82,23 @@ class TokenStore:
 
     def document(self, i: int) -> np.ndarray:
         """Ids of document i, its closing `<eos>` included."""
-        return self._known(self.tokens[self.offsets[i] : self.offsets[i + 1]])
+        start, end = self.offsets[i : i + 2]
+        return self._known(self.tokens[start:end], start)
 
     def take(self, where: np.ndarray) -> np.ndarray:
         """The ids at these places, as int64."""
-        return self._known(self.tokens[where]).astype(np.int64)
+        return self._known(self.tokens[where], where).astype(np.int64)
 
-    def _known(self, ids: np.ndarray) -> np.ndarray:
-        """`ids`, or a DataError for one outside the vocabulary."""
+    def _known(self, ids: np.ndarray, where: int | np.ndarray) -> np.ndarray:
+        """`ids` from these places, or from one place on; a DataError for an unknown one."""
         if ids.size and int(ids.max()) >= self.vocab_size:
+            bad = int(np.flatnonzero(ids >= self.vocab_size)[0])
+            place = int(np.ravel(where)[bad] if np.ndim(where) else where + bad)
+            document = int(np.searchsorted(self.offsets, place, side="right")) - 1
             raise DataError(
-                f"{self.bin}: token id {ids.max()} is outside the vocabulary of "
-                f"{self.vocab_size}; corrupt, rebuild the dataset"
+                f"{self.bin}: token id {ids.flat[bad]} is outside the vocabulary of "
+                f"{self.vocab_size}, in document {document} at token {place} of the file; "
+                "corrupt, rebuild the dataset"
             )
         return ids
 
@@ -101,7 +106,7 @@ class TokenStore:
         """Reads every id; DataError when one is outside the vocabulary, or when a document does
         not end in `eos_id`."""
         for start in range(0, self.n_tokens, 2**24):
-            self._known(self.tokens[start : start + 2**24])
+            self._known(self.tokens[start : start + 2**24], start)
         for start in range(1, len(self.offsets) if eos_id is not None else 0, 2**20):
             wrong = self.tokens[self.offsets[start : start + 2**20] - 1] != eos_id
             if wrong.any():

@@ -96,7 +96,7 @@ def test_verify_reads_the_ids_that_honest_hashes_cover(cli, tiny_copy):
     manifest.write(path, "dataset", "corpus", old.parents, old.config)
     result = cli("data", "verify", "corpus")
     assert result.code == 65
-    assert "train.bin: token id 320 is outside the vocabulary of 320; corrupt" in result.out
+    assert "token id 320 is outside the vocabulary of 320, in document 0 at token 600" in result.out
     assert cli("verify", "corpus").out == result.out
     trained = cli("train", "--data", "corpus", "--name", "x", "--context-length", 32, "--steps", 99)
     assert trained.code == 65 and "train.bin: token id 320" in trained.err
@@ -109,4 +109,6 @@ def test_a_dry_run_reads_sizes_and_writes_nothing(cli, tiny_copy):
     Path("README.md").write_text("text")
     said = json.loads(cli(*line, "--json").out)
     assert said["read"] == {"train": {"files": 1, "bytes": 4}} and not said["exists"]
+    assert said["split_rule"] == "position" and said["splits"] == ["train", "val", "test"]
+    assert "split by           hash" in cli(*line, "--val-fraction", 0, "--test-fraction", 0).out
     assert sorted(tiny_copy.rglob("*")) == before
