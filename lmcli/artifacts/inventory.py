@@ -102,7 +102,7 @@ def checkpoints(run: Path) -> dict[str, Any]:
             if step is not None and manifest.read(folder, "checkpoint"):
                 best = files.read_json(folder / layout.STATE).get("best")
                 steps.append(step)
-    return {"steps": steps, "best": best["step"] if best else None}
+    return {"steps": steps, "best": best.get("step") if isinstance(best, dict) else None}
 
 
 def verify(path: Path) -> tuple[list[str], int, int]:

@@ -46,12 +46,18 @@ def read(root: Path, reference: str) -> RunRecord:
         "best_step": best.get("step"),
         "tokens_per_second": round(statistics.median(rates)) if rates else None,
         "minutes": round(perf[-1]["seconds"] / 60, 2) if perf else None,
-        "data": config["data"]["name"],
+        "data": (config["data"] or config.get("origin") or {}).get("name"),
     }
-    for result in evals:
-        for score in result["scores"]:
-            if score["name"] in ("bits_per_byte", "perplexity"):
-                facts[f"{result['dataset']['split']}_{score['name']}"] = score["value"]
+    try:
+        for result in evals:
+            for score in result["scores"]:
+                if score["name"] in ("bits_per_byte", "perplexity"):
+                    facts[f"{result['dataset']['split']}_{score['name']}"] = score["value"]
+    except (KeyError, TypeError) as error:
+        where = run / layout.EVALS
+        raise DataError(
+            f"{where}: one is not an evaluation ({error!r}); `lmcli verify {run.name}` names it"
+        ) from None
     return RunRecord(run.name, facts, metrics, perf, evals, _commands(root, made))
 
 

@@ -167,9 +167,18 @@ def read_state(run: Path, folder: Path) -> State:
     value = files.read_json(folder / layout.STATE)
     try:
         recent = tuple((float(loss), float(norm)) for loss, norm in value.pop("recent", ()))
-        return State(**value, recent=recent)
-    except TypeError as error:
-        raise DataError(f"{folder / layout.STATE}: {error}") from None
+        state = State(**value, recent=recent)
+        numbers = [state.step, state.tokens, state.metrics_bytes]
+        if state.best is not None:
+            numbers.append(state.best["step"])
+            float(state.best["val_loss"])
+        if state.step != layout.step_of(folder) or any(
+            type(n) is not int or n < 0 for n in numbers
+        ):
+            raise ValueError("a number is not what it must be")
+        return state
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"{folder / layout.STATE}: not a checkpoint's state ({error})") from None
 
 
 def check_shapes(folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
