@@ -125,7 +125,7 @@ def test_a_run_folder_alone_is_enough(sh, tiny_copy):
         ),
         (
             "f=artifacts/runs/base/checkpoints/step-000020/model.safetensors;"
-            r"printf '\x01' | dd of=$f bs=1 seek=5000 conv=notrunc status=none",
+            r"printf '\x01\x02\x03\x04\x05' | dd of=$f bs=1 seek=5000 conv=notrunc status=none",
             "lmcli sample base x --checkpoint 20",
             65,
             "model.safetensors: content differs",

@@ -48,7 +48,8 @@ def test_vocabulary_sizes_out_of_reach():
 def test_a_cut_character_is_replaced_only_for_display(tokenizer):
     ids = tokenizer.encode("狐")
     assert tokenizer.decode(ids[:1]) == "\ufffd"
-    assert tokenizer.decode_bytes(ids[:1]) == "狐".encode()[: len(ids[:1])]
+    cut = tokenizer.decode_bytes(ids[:1])
+    assert 0 < len(cut) < 3 and "狐".encode().startswith(cut)
 
 
 def test_newline_ids(tokenizer):
