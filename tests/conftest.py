@@ -113,3 +113,11 @@ def test_data() -> Path:
     if not path.is_dir():
         pytest.skip(f"no corpora at {path}; set LMCLI_TEST_DATA")
     return path
+
+
+@pytest.fixture(autouse=True)
+def denormals():
+    """Training flushes denormals to zero in its process; the next test has them again."""
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_flush_denormal(False)

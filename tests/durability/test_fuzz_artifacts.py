@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from lmcli.artifacts import files, layout
 
-pytestmark = pytest.mark.durability
+pytestmark = pytest.mark.soak  # minutes: training starts again on many a damaged run
 
 LAST = "runs/base/checkpoints/step-000500"
 READERS = {
