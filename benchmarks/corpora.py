@@ -12,17 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-SHAPE = {
-    "n_layers": 4,
-    "d_model": 192,
-    "n_heads": 3,
-    "context_length": 256,
-    "batch_size": 8,
-    "optimizer": "muon",
-    "lr": 0.02,
-    "schedule": "wsd",
-    "decay_fraction": 0.6,
-}
+from lmcli.commands.quickstart import MODEL as SHAPE
+
 CORPORA = {
     "wikitext-2": {
         "files": ["wikitext-2/train.txt", "--val", "wikitext-2/valid.txt", "--test-fraction", "0"],
