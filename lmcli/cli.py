@@ -24,6 +24,7 @@ COMMANDS = {
     "tokenizer": ("tokenizer", "Train a tokenizer; encode, decode and inspect with it."),
     "data": ("data", "Build, check and show memory-mapped datasets."),
     "train": ("train", "Train a model; the same command again resumes it."),
+    "finetune": ("finetune", "Train a run on, on pairs or text: all of it, a part, or LoRA."),
     "sample": ("sample", "Generate text from prompts; a filter for pipes."),
     "eval": ("eval", "Perplexity and bits per byte of a run on a dataset."),
     "score": ("score", "BLEU, chrF, TER, ROUGE, EM and F1 of texts against references."),

@@ -100,7 +100,7 @@ def _write(
     """Generates for a batch of prompts and prints in input order, flushed per record."""
     tokenizer, engine = loaded.tokenizer, loaded.engine
     wanted = [i for i, prompt in enumerate(prompts) if prompt or not lines]
-    ids = [tokenizer.encode(prompts[i]) for i in wanted]
+    ids = [loaded.encode(prompts[i]) for i in wanted]
     for tokens in ids:
         kept = len(engine.fit_prompt(tokens, config.max_new_tokens))
         if kept < len(tokens) + 1:

@@ -180,9 +180,18 @@ class Engine:
         return torch.cat(seen).double().cpu().numpy()
 
     @torch.inference_mode()
-    def score(self, input_ids: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """Nats of each target: two [B, T] int64 arrays -> float32 [B, T]."""
+    def score(
+        self,
+        input_ids: np.ndarray,
+        targets: np.ndarray,
+        source_ids: np.ndarray | None = None,
+        source_mask: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Nats of each target: two [B, T] int64 arrays, and an encoder's [B, S] and which of them
+        are real -> float32 [B, T]."""
         self.model.eval()
-        hidden = self.model(torch.from_numpy(input_ids).to(self.device))
+        side = {"source_ids": source_ids, "source_mask": source_mask}
+        given = {k: torch.from_numpy(v).to(self.device) for k, v in side.items() if v is not None}
+        hidden = self.model(torch.from_numpy(input_ids).to(self.device), **given)
         nats = nll(self.model, hidden, torch.from_numpy(targets).to(self.device))
         return nats.float().cpu().numpy()

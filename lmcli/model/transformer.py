@@ -245,23 +245,27 @@ class Transformer(nn.Module):
         """Size of the embedding's entries at the start."""
         if self.config.init == "gpt2":
             return 0.02
-        return self.config.d_model**-0.5 if self.config.tie_embeddings else 1.0
+        tied = self.config.tie_embeddings or self.config.init == "xavier"
+        return self.config.d_model**-0.5 if tied else 1.0
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
         """Sets every parameter from (seed, its name) alone: order and device do not matter.
 
-        | parameter                   | zero-out                     | gpt2                       |
-        | --------------------------- | ---------------------------- | -------------------------- |
-        | embed, position             | normal(1); tied: normal(C^-.5) | normal(0.02)             |
-        | q, k, v, up, gate           | normal(fan_in^-0.5)          | normal(0.02)               |
-        | o_proj, down                | 0                            | normal(0.02 / sqrt(2 N))   |
-        | output                      | 0                            | normal(0.02)               |
-        | norm weights                | 1                            | 1                          |
-        | biases, relative bias       | 0                            | 0                          |
+        | parameter             | zero-out                       | gpt2                     |
+        | --------------------- | ------------------------------ | ------------------------ |
+        | embed, position       | normal(1); tied: normal(C^-.5) | normal(0.02)             |
+        | q, k, v, up, gate     | normal(fan_in^-0.5)            | normal(0.02)             |
+        | o_proj, down          | 0                              | normal(0.02 / sqrt(2 N)) |
+        | output                | 0                              | normal(0.02)             |
+        | norm weights          | 1                              | 1                        |
+        | biases, relative bias | 0                              | 0                        |
+
+        xavier: embed, position normal(C^-0.5), every matrix uniform(sqrt(6 / (fan_in + fan_out)))
+        (Glorot and Bengio 2010).
         """
         config = self.config
-        gpt2 = config.init == "gpt2"
+        gpt2, xavier = config.init == "gpt2", config.init == "xavier"
         for name, parameter in self.named_parameters():
             last = name.split(".")[-2] if "." in name else ""
             if name.endswith("norm.weight"):
@@ -272,16 +276,28 @@ class Transformer(nn.Module):
                 continue
             if last in ("embed", "position"):
                 std = self.embedding_std
+            elif xavier:
+                std = math.sqrt(2 / sum(parameter.shape))
             elif last in ("o_proj", "down"):
                 std = 0.02 / math.sqrt(2 * config.n_layers) if gpt2 else 0.0
             elif last == "output":
                 std = 0.02 if gpt2 else 0.0
             else:
                 std = 0.02 if gpt2 else parameter.shape[1] ** -0.5
-            digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-            value = torch.randn(parameter.shape, generator=generator) * std
-            parameter.copy_(value)
+            if xavier and last not in ("embed", "position"):
+                std *= math.sqrt(3)
+                parameter.copy_((2 * draw(seed, name, parameter.shape, torch.rand) - 1) * std)
+            else:
+                parameter.copy_(draw(seed, name, parameter.shape) * std)
+
+
+def draw(
+    seed: int, name: str, shape: torch.Size, law: Callable[..., Tensor] = torch.randn
+) -> Tensor:
+    """Random numbers that depend on nothing but the seed and a parameter's name."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return law(shape, generator=generator)
 
 
 def parameters(config: ModelConfig) -> dict[str, tuple[int, ...]]:

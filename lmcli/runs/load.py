@@ -36,16 +36,22 @@ class LoadedRun:
     step: int
     checkpoint_id: str
 
+    def encode(self, prompt: str) -> list[int]:
+        """The ids of a prompt, which is a source within its template for a run on pairs."""
+        ids = self.tokenizer.encode(prompt)
+        template = self.config.template(self.tokenizer)
+        return template.prompt(ids) if template else ids
+
     def complete(self, prompts: Sequence[str], config: GenerationConfig) -> list[list[str]]:
         """`num_return_sequences` completions of each prompt."""
         with self.machine.autocast():
-            done = self.engine.generate([self.tokenizer.encode(p) for p in prompts], config)
+            done = self.engine.generate([self.encode(p) for p in prompts], config)
         return [[self.tokenizer.decode(c.ids) for c in completions] for completions in done]
 
     def next_tokens(self, prompt: str, top: int) -> list[dict[str, Any]]:
         """The `top` most likely tokens after a prompt, with P(w_t | w_1 .. w_t-1)."""
         with self.machine.autocast():
-            logprobs = self.engine.next_logprobs(self.tokenizer.encode(prompt))
+            logprobs = self.engine.next_logprobs(self.encode(prompt))
         return [
             {
                 "id": i,
@@ -63,9 +69,14 @@ class LoadedRun:
 
 
 def load(
-    root: Path, reference: str, which: str = "best", device: str = "auto", dtype: str = "auto"
+    root: Path,
+    reference: str,
+    which: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
 ) -> LoadedRun:
-    """The run's best (default), last or numbered checkpoint behind an Engine."""
+    """The run's best, last, mean or numbered checkpoint behind an Engine; by default the best, or
+    the mean where the run was told to average."""
     run = layout.find(root, reference, "run")
     manifest.read(run, "run", hashes=True)
     config = RunConfig.read(run)
@@ -75,11 +86,10 @@ def load(
     while True:
         steps = checkpoint.list_steps(run)
         try:
-            folder, state = checkpoint.choose(run, which)
-            checkpoint_id = manifest.read(folder, "checkpoint").id
-            checkpoint.check_shapes(folder, shapes)
+            folders, state, checkpoint_id = config.chosen(run, which)
+            checkpoint.check_shapes(folders[0], shapes)
             model = Transformer(config.model)
-            checkpoint.load_weights(model, folder)
+            checkpoint.load_weights(model, folders[0], config.weights(folders))
             break
         except (LmcliError, FileNotFoundError):
             if checkpoint.list_steps(run) == steps:  # a living run may have pruned it meanwhile
@@ -114,7 +124,9 @@ def evaluate(
     if split not in dataset.splits:
         raise UsageError(f"--split {split}: {data} has {', '.join(dataset.splits)}")
     context = loaded.config.model.context_length
-    scorer = SplitScorer(dataset.splits[split], loaded.tokenizer, context, config)
+    tokenizer = loaded.tokenizer
+    reader = loaded.config.reader(dataset, split, tokenizer) if dataset.sources else None
+    scorer = SplitScorer(dataset.splits[split], tokenizer, loaded.config.model, config, reader)
     with console.Progress("window", scorer.n_windows) as progress, loaded.machine.autocast():
         counts = scorer.score(loaded.engine, progress.update)
     scores = perplexity.scores(counts, context, scorer.stride)
