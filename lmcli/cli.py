@@ -26,7 +26,7 @@ COMMANDS = {
     "train": ("train", "Train a model; the same command again resumes it."),
     "finetune": ("finetune", "Train a run on, on pairs or text: all of it, a part, or LoRA."),
     "sample": ("sample", "Generate text from prompts; a filter for pipes."),
-    "eval": ("eval", "Perplexity and bits per byte of a run on a dataset."),
+    "eval": ("eval", "Perplexity of a run on a dataset; on pairs BLEU, ROUGE and more."),
     "score": ("score", "BLEU, chrF, TER, ROUGE, EM and F1 of texts against references."),
     "report": ("report", "Compare runs: table, Markdown, CSV, JSON or one HTML page."),
     "inspect": ("inspect", "Look inside: next words, attention, parameters."),

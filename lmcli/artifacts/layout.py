@@ -32,7 +32,7 @@ OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
 EVALS = "evals"
 EVALS_LOCK = ".lock"
-RECIPE = ("stride", "max_tokens")  # settings that change a score
+RECIPE = ("stride", "max_tokens", "metrics", "outputs")  # settings that change a score
 # What may lie in a run; a checkpoint's own manifest says what may lie in it.
 RUN_FOLDERS = r"checkpoints|evals|checkpoints/step-\d{6,}(/.*)?"
 RUN_FILES = (
@@ -114,7 +114,8 @@ def checkpoint(run: Path, step: int) -> Path:
 
 def eval_name(dataset: str, split: str, step: int, settings: dict[str, Any]) -> str:
     """The file of a run's result on a dataset (a reference) at a step; one for each recipe."""
-    recipe = (f"-{key.replace('_', '-')}-{settings[key]}" for key in RECIPE if settings[key])
+    told = {key: settings[key] for key in RECIPE if settings.get(key)}
+    recipe = (f"-{key.replace('_', '-')}-{value}" for key, value in told.items())
     return f"{Path(dataset).name}-{split}-step-{step:06d}{''.join(recipe)}.json"
 
 

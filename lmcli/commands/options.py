@@ -148,9 +148,7 @@ force_option = click.option(
 )
 
 
-def _check_checkpoint(
-    ctx: click.Context, param: click.Parameter, value: str | None
-) -> str | None:
+def _check_checkpoint(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     if value not in (None, "best", "last", "mean") and not (value.isascii() and value.isdecimal()):
         raise click.BadParameter(f"{value!r} is not best, last, mean or a step number")
     return value

@@ -17,7 +17,9 @@ class StartConfig:
     """What a new run starts from."""
 
     data: str | None = option(None, "dataset to train on; a new run needs one")
-    preset: str | None = option(None, "model shape, nano to gpt2-xl or transformer-tiny to -big; settings win")
+    preset: str | None = option(
+        None, "model shape, nano to gpt2-xl or transformer-tiny to -big; settings win"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

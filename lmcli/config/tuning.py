@@ -27,9 +27,7 @@ class AdapterConfig:
     lora_targets: str = option(
         "q_proj,k_proj,v_proj,o_proj,up,gate,down", "matrices that get an update"
     )
-    freeze: str = option(
-        "", "weights that stay as they are, by names such as 'embed*,encoder.*'"
-    )
+    freeze: str = option("", "weights that stay as they are, by names such as 'embed*,encoder.*'")
 
     def __post_init__(self) -> None:
         if self.lora_rank and self.freeze:

@@ -116,11 +116,13 @@ class TokenStore:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A built dataset: its manifest and the splits it has."""
+    """A built dataset: its manifest and the splits it has; of pairs, the targets, whose sources
+    stand in `sources`."""
 
     path: Path
     manifest: Manifest
     splits: dict[str, TokenStore]
+    sources: dict[str, TokenStore]
 
     @property
     def vocab_size(self) -> int:
@@ -130,7 +132,9 @@ class Dataset:
     def open(cls, path: Path, hashes: bool = False) -> "Dataset":
         """Raises DataError (incomplete, truncated; with `hashes` any change) or MismatchError."""
         found = manifest.read(path, "dataset", hashes)
-        names = [s for s in layout.SPLITS if f"{s}.bin" in found.files]
+        pairs = found.config.get("form") == "pairs"
+        side = ".target" if pairs else ""
+        names = [s for s in layout.SPLITS if f"{s}{side}.bin" in found.files]
         vocab_size, splits = found.config.get("vocab_size"), found.config.get("splits", {})
         counts = [splits.get(s) for s in names]
         if (
@@ -141,10 +145,14 @@ class Dataset:
             or not all(type(number) is int for c in counts for number in c.values())
         ):
             raise DataError(f"{path / layout.MANIFEST}: not a dataset's; rebuild it")
-        splits = {s: TokenStore(path, s, vocab_size) for s in names}
+        splits = {s: TokenStore(path, f"{s}{side}", vocab_size) for s in names}
+        sources = {s: TokenStore(path, f"{s}.source", vocab_size) for s in names if pairs}
         if "train" not in splits:
             raise DataError(f"{path}: no train split; rebuild the dataset")
-        return cls(path, found, splits)
+        for s, store in sources.items():
+            if store.n_documents != splits[s].n_documents:
+                raise DataError(f"{path}: the {s} split has more of one side; rebuild the dataset")
+        return cls(path, found, splits, sources)
 
 
 def format_problems(path: Path) -> list[str]:

@@ -24,6 +24,7 @@ from lmcli.model.transformer import parameters as parameters
 from lmcli.text import tasks
 from lmcli.text.tokenizer import Tokenizer
 from lmcli.training import checkpoint, events, precision
+from lmcli.training.checkpoint import State
 
 CONFIG_FORMAT = 1
 

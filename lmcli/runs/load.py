@@ -11,14 +11,16 @@ from lmcli import console
 from lmcli.artifacts import files, layout, lock, manifest
 from lmcli.config.evaluation import EvaluationConfig
 from lmcli.config.generation import GenerationConfig
+from lmcli.config.scoring import ScoringConfig
 from lmcli.dataset.store import Dataset
 from lmcli.errors import LmcliError, MismatchError, UsageError
 from lmcli.evaluation.attention import WordAttention, word_attention
-from lmcli.evaluation.evaluate import SplitScorer
+from lmcli.evaluation.evaluate import SplitScorer, decode_pairs
 from lmcli.inference.engine import Engine
 from lmcli.metrics import perplexity
 from lmcli.model.transformer import Transformer
 from lmcli.runs.config import RunConfig, check_tokenizer, parameters
+from lmcli.text import tasks
 from lmcli.text.tokenizer import Tokenizer
 from lmcli.training import checkpoint, precision
 from lmcli.training.precision import Machine
@@ -102,8 +104,23 @@ def load(
     return LoadedRun(run, config, engine, tokenizer, machine, state.step, checkpoint_id)
 
 
+@dataclass(frozen=True)
+class Judging:
+    """How outputs for the sources of pairs are made and scored; no metrics: the task's own."""
+
+    metrics: tuple[str, ...] = ()
+    max_pairs: int = 0  # 0: all
+    generation: GenerationConfig = GenerationConfig(temperature=0)
+    scoring: ScoringConfig = ScoringConfig()
+
+
 def evaluate(
-    loaded: LoadedRun, root: Path, data: str | None, split: str, config: EvaluationConfig
+    loaded: LoadedRun,
+    root: Path,
+    data: str | None,
+    split: str,
+    config: EvaluationConfig,
+    judging: Judging = Judging(),
 ) -> dict[str, Any]:
     """Scores a split of a dataset, by default of the one that the run was trained on.
 
@@ -130,13 +147,26 @@ def evaluate(
     with console.Progress("window", scorer.n_windows) as progress, loaded.machine.autocast():
         counts = scorer.score(loaded.engine, progress.update)
     scores = perplexity.scores(counts, context, scorer.stride)
+    settings = dataclasses.asdict(config) | {"dtype": loaded.machine.dtype}
+    task = loaded.config.tuning.task
+    metrics = judging.metrics or ((tasks.TASKS[task].metric,) if task and reader else ())
+    if metrics and reader is None:
+        raise UsageError(f"--metric {metrics[0]} is for pairs, but {data} is plain text")
+    if metrics and reader is not None:
+        with loaded.machine.autocast():
+            outputs = decode_pairs(
+                loaded.engine, reader, tokenizer, judging.generation, judging.max_pairs
+            )
+        scores += [outputs.score(metric, judging.scoring) for metric in metrics]
+        how = dataclasses.asdict(judging.generation) | {"pairs": len(outputs.sources)}
+        settings |= {"metrics": "+".join(metrics), "outputs": files.digest(how)[:8], **how}
     return {
         "run": loaded.path.name,
         "run_id": manifest.read(loaded.path, "run").id,
         "checkpoint": {"step": loaded.step, "id": loaded.checkpoint_id},
         "dataset": {"name": data, "id": dataset.manifest.id, "split": split},
         "counts": dataclasses.asdict(counts),
-        "settings": dataclasses.asdict(config) | {"dtype": loaded.machine.dtype},
+        "settings": settings,
         "scores": [dataclasses.asdict(s) for s in scores],
     }
 
