@@ -12,15 +12,14 @@ from lmcli.text.tasks import Template
 from lmcli.training.trainer import forward_nll
 
 EOS, PAD, SEP = 2, 0, 3
+NONE = Template((), ())
 
 
-def reader(tmp_path, n=300, context=64, encoder=True, template=Template((), ())) -> PairReader:
+def reader(tmp_path, n=300, context=64, encoder=True, template=NONE) -> PairReader:
     rng = np.random.default_rng(1)
     (tmp_path / "s").mkdir()
     (tmp_path / "t").mkdir()
-    sides = [
-        [rng.integers(4, 50, k).tolist() for k in rng.integers(1, 30, n)] for _ in range(2)
-    ]
+    sides = [[rng.integers(4, 50, k).tolist() for k in rng.integers(1, 30, n)] for _ in range(2)]
     stores = [make_store(tmp_path / f, side) for f, side in zip("st", sides, strict=True)]
     return PairReader(*stores, template, context, encoder, EOS)
 
@@ -60,9 +59,7 @@ def test_ranks_and_parts_make_up_the_same_global_batch(tmp_path, world, micro):
     parts = [part for rank in range(world) for part in pairs.parts(5, 16, micro, rank, world)]
     rows = sorted(tuple(r[m]) for p in parts for r, m in zip(p.targets, p.loss_mask, strict=True))
     [whole] = pairs.parts(5, 16)
-    assert rows == sorted(
-        tuple(r[m]) for r, m in zip(whole.targets, whole.loss_mask, strict=True)
-    )
+    assert rows == sorted(tuple(r[m]) for r, m in zip(whole.targets, whole.loss_mask, strict=True))
 
 
 def test_a_decoder_reads_the_template_and_learns_the_target_only(tmp_path):

@@ -145,7 +145,8 @@ class RunConfig:
         """The pairs of a split as this model reads them."""
         template, both = self.template(tokenizer), self.model.arch == "encoder-decoder"
         if template is None:
-            text = tasks.template(self.model.arch, self.tuning.task, tokenizer)
+            chat = dataset.manifest.config.get("chat_template")
+            text = tasks.template(self.model.arch, self.tuning.task, tokenizer, chat)
             template = tasks.Template.parse(text, tokenizer)
         stores = dataset.sources[split], dataset.splits[split]
         return PairReader(*stores, template, self.model.context_length, both, tokenizer.eos_id)
@@ -214,7 +215,9 @@ def plan(root: Path, asked: Asked) -> tuple[RunConfig, Dataset, Begin | None]:
     model = model.resolved(tokenizer.vocab_size)
     rest = {key: value for key, value in given.items() if key not in SHAPE}
     if dataset.sources:
-        rest = _for_pairs(rest, model, tokenizer, begin[0].tuning if begin else TuningConfig())
+        chat = dataset.manifest.config.get("chat_template")
+        before = begin[0].tuning if begin else TuningConfig()
+        rest = _for_pairs(rest, model, tokenizer, before, chat)
     elif only := [key for key in FOR_PAIRS if rest.get(key, "loss") != "loss"]:
         raise UsageError(f"{fields.flag(only[0])} is for pairs, but {data} is plain text")
     tuning = fields.build(TuningConfig, {k: rest.pop(k) for k in TUNING & rest.keys()})
@@ -237,11 +240,16 @@ def plan(root: Path, asked: Asked) -> tuple[RunConfig, Dataset, Begin | None]:
 
 
 def _for_pairs(
-    given: dict[str, Any], model: ModelConfig, tokenizer: Tokenizer, before: TuningConfig
+    given: dict[str, Any],
+    model: ModelConfig,
+    tokenizer: Tokenizer,
+    before: TuningConfig,
+    chat: dict[str, str] | None,
 ) -> dict[str, Any]:
     """Settings of a run on pairs: template and task are those of the run `before` it, if any."""
     task = given.get("task") or before.task
-    text = given.get("template") or before.template or tasks.template(model.arch, task, tokenizer)
+    text = given.get("template") or before.template
+    text = text or tasks.template(model.arch, task, tokenizer, chat)
     tasks.Template.parse(text, tokenizer)
     if given.get("pack") and model.arch != "decoder":
         raise UsageError("--pack is for decoder-only models")

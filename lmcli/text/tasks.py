@@ -1,6 +1,7 @@
 """Pairs as a model reads them: a template around source and target, and what a task implies."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lmcli.errors import UsageError
@@ -37,7 +38,7 @@ class Template:
 
     @classmethod
     def parse(cls, text: str, tokenizer: Tokenizer) -> "Template":
-        """Of a text with `{source}` in it, in which `<sep>` is the special token.
+        """Of a text with `{source}` in it, in which `<sep>` and its like are special tokens.
 
         `{target}` may stand at the end. Raises UsageError for anything else.
         """
@@ -46,15 +47,20 @@ class Template:
             raise UsageError(
                 f"the template {text!r} must have {{source}} once, and {{target}} only at its end"
             )
-        return cls(_encode(head, tokenizer), _encode(tail, tokenizer))
+        return cls(encode(head, tokenizer), encode(tail, tokenizer))
 
     def prompt(self, source: Sequence[int]) -> list[int]:
         """What a model reads before it writes; without the `<eos>` around it."""
         return [*self.before, *source, *self.after]
 
 
-def template(arch: str, task: str | None, tokenizer: Tokenizer) -> str:
-    """The template where none is given: `<sep>` between the two, or the task's own words."""
+def template(
+    arch: str, task: str | None, tokenizer: Tokenizer, chat: Mapping[str, str] | None = None
+) -> str:
+    """The template where none is given: what stands around a user's turn of a conversation, `<sep>`
+    between the two, or the task's own words."""
+    if chat:
+        return chat["user"].replace("{content}", "{source}")
     if arch == "encoder-decoder":
         return "{source}"
     if tokenizer.sep_id is not None:
@@ -62,12 +68,15 @@ def template(arch: str, task: str | None, tokenizer: Tokenizer) -> str:
     return TASKS[task].template if task else "{source}\n"
 
 
-def _encode(text: str, tokenizer: Tokenizer) -> tuple[int, ...]:
+def encode(text: str, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The ids of a template's text, in which <sep>, <eos> and <bos> are the special tokens."""
+    special = {"<sep>": tokenizer.sep_id, "<eos>": tokenizer.eos_id, "<bos>": tokenizer.bos_id}
     ids: list[int] = []
-    for i, part in enumerate(text.split("<sep>")):
-        if i:
-            if tokenizer.sep_id is None:
-                raise UsageError("the template has <sep>, but the tokenizer has no such token")
-            ids.append(tokenizer.sep_id)
-        ids += tokenizer.encode(part)
+    for part in re.split("(<sep>|<eos>|<bos>)", text):
+        if part not in special:
+            ids += tokenizer.encode(part)
+        elif (i := special[part]) is None:
+            raise UsageError(f"the template has {part}, but the tokenizer has no such token")
+        else:
+            ids.append(i)
     return tuple(ids)

@@ -68,7 +68,11 @@ def weights(root, run, step):
 @pytest.mark.parametrize("run", ["one", "both"])
 def test_both_families_learn_pairs_and_are_sampled_and_scored(cli, root, run):
     assert loss(cli, run) < 2.2  # of 5.5 nats for 261 tokens
-    out = cli("sample", run, input="abcd\n\nddca\n", )
+    out = cli(
+        "sample",
+        run,
+        input="abcd\n\nddca\n",
+    )
     assert out.code == 0 and out.out.count("\n") == 3 and out.out.splitlines()[1] == ""
     scored = cli("eval", run, "--metric", "chrf", "--metric", "exact_match", "--json")
     found = json.loads(scored.out)
@@ -84,8 +88,6 @@ def test_pairs_are_resumed_with_the_same_bits(cli, root):
     whole = weights(root, "x", 40)
     for step in (30, 40):
         files.remove(layout.checkpoint(root / "runs/x", step))
-    for step in (20,):
-        assert layout.checkpoint(root / "runs/x", step).is_dir() or True
     result = cli("train", "--name", "x")
     assert result.code == 0
     for name, value in weights(root, "x", 40).items():
@@ -203,4 +205,6 @@ def test_an_encoder_decoder_learns_plain_text_as_a_prefix_model(cli, root):
 
 
 def test_packed_pairs_train_a_decoder(cli, root):
-    assert cli("train", "--data", "pairs", "--name", "k", *SHAPE, "--steps", "5", "--pack").code == 0
+    assert (
+        cli("train", "--data", "pairs", "--name", "k", *SHAPE, "--steps", "5", "--pack").code == 0
+    )
