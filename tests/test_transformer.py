@@ -77,7 +77,7 @@ def test_source_padding_is_invisible(pair_model):
 def test_a_cached_decoder_over_a_source_equals_the_uncached(pair_model):
     ids = torch.cat((IDS, IDS.flip(1)))
     memory = pair_model.memory(pair_model.encode(SOURCE, REAL))
-    cache = Cache(pair_model.config, 2, ids.shape[1], torch.device("cpu"), torch.float32)
+    cache = Cache(pair_model.config, 2, torch.device("cpu"), torch.float32)
     steps = [
         pair_model(
             ids[:, i : i + 1],
@@ -110,7 +110,7 @@ def test_the_gradient_reaches_every_parameter_and_repeats_bit_for_bit(pair_model
 def test_reordered_cache_rows_are_the_reordered_texts():
     model, rows = make(), torch.tensor([1, 0, 1])
     ids, following = torch.tensor([[2, 5, 6], [2, 7, 8]]), torch.tensor([[9], [10], [11]])
-    cache = Cache(model.config, 2, 4, torch.device("cpu"), torch.float32)
+    cache = Cache(model.config, 2, torch.device("cpu"), torch.float32)
     model(ids, torch.arange(3)[None], cache=cache.layers, key_positions=cache.use(3))
     cache.select(rows)
     step = model(following, torch.tensor([[3]]), cache=cache.layers, key_positions=cache.use(4))
@@ -167,6 +167,7 @@ def as_torch(model: Transformer, pre: bool) -> torch.nn.Transformer:
     return peer
 
 
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
 @pytest.mark.parametrize("pre", [False, True], ids=["post-norm", "pre-norm"])
 def test_the_2017_transformer_is_torchs_in_forward_and_gradients(pre):
     shape = dataclasses.asdict(preset("transformer-tiny"))
@@ -220,7 +221,7 @@ def test_published_presets_have_the_published_shape_and_recipe(size):
     assert c.embedding_scale == c.d_model**0.5 and c.norm_position == "post"
     blocks = sum(math.prod(s) for n, s in parameters(c).items() if ".blocks." in n)
     # Vaswani et al. 2017, table 3: 65M and 213M with a shared vocabulary of about 37,000
-    millions = {"tiny": 1.3, "small": 31.5, "base": 44.1, "big": 176.4}[size]
+    millions = {"tiny": 1.325, "small": 31.5, "base": 44.1, "big": 176.4}[size]
     assert blocks / 1e6 == pytest.approx(millions, rel=0.01)
     assert TRAINING[name]["schedule"] == "inverse-sqrt"
     assert TRAINING[name]["label_smoothing"] == 0.1

@@ -10,7 +10,7 @@ from lmcli.artifacts import layout
 from lmcli.commands import options
 from lmcli.config.evaluation import EvaluationConfig
 from lmcli.config.fields import pick
-from lmcli.config.generation import GenerationConfig
+from lmcli.config.generation import GenerationConfig, generation
 from lmcli.config.scoring import METRICS, ScoringConfig
 
 NOT_HERE = ("num_return_sequences", "hyp_key", "ref_key", "trials")
@@ -66,11 +66,11 @@ def command(
     """
     config = pick(EvaluationConfig, given)
     scoring = pick(ScoringConfig, given)
-    generation = pick(GenerationConfig, {"temperature": 0, "batch_size": 64} | given)
+    decoding = generation(given, {"temperature": 0, "batch_size": 64})
     from lmcli.runs.load import Judging, evaluate, keep, load
 
     loaded = load(root, run, **at)
-    judging = Judging(metrics, max_pairs, generation, scoring)
+    judging = Judging(metrics, max_pairs, decoding, scoring)
     result = evaluate(loaded, root, data, split, config, judging)
     if as_json:
         console.answer_json(result)

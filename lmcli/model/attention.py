@@ -133,8 +133,12 @@ class Attention(nn.Module):
         q = self.heads(self.q_proj(x), self.n_heads)
         if self.q_norm is not None:
             q = self.q_norm(q)
+        beams = 1
         if memory is not None:
             k, v = memory
+            beams = len(q) // len(k)  # of one source: the queries of one row
+            if beams > 1:
+                q = q.view(len(k), beams, *q.shape[1:]).transpose(1, 2).flatten(2, 3)
         else:
             k, v = self.keys_values(x)
             if self.rope:
@@ -161,6 +165,9 @@ class Attention(nn.Module):
                 scale=self.scale,
                 enable_gqa=self.n_kv_heads != self.n_heads,
             )
+        if beams > 1:
+            y = y.view(len(k), self.n_heads, beams, -1, self.head_dim)
+            y = y.transpose(1, 2).flatten(0, 1)
         return self.o_proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 

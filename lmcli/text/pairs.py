@@ -80,7 +80,7 @@ def _of_chat(messages: Any, where: str, chat: Mapping[str, str]) -> Iterator[Pai
     before: list[tuple[str, str]] = []
     for turn in messages if isinstance(messages, list) else [None]:
         role = turn.get("role") if isinstance(turn, dict) else None
-        if role not in chat:
+        if not isinstance(turn, dict) or not isinstance(role, str) or role not in chat:
             known = ", ".join(chat)
             raise DataError(f"{where}: messages must be a list of turns with a role of {known}")
         content = field(turn, "content", "of a message", where)
