@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lmcli import console
-from lmcli.artifacts import files, layout, lock, manifest
+from lmcli.artifacts import files, inventory, layout, lock, manifest
 from lmcli.artifacts.again import creating, finished
 from lmcli.artifacts.manifest import Manifest
 from lmcli.config.training import TrainingConfig
@@ -63,11 +63,10 @@ def export_model(root: Path, reference: str, which: str, out: Path) -> dict[str,
     folder, state = checkpoint.choose(run, which)
     tokenizer = Tokenizer.load(run / layout.TOKENIZER)
     made = {"run": run.name, "step": state.step, "checkpoint": manifest.read(folder).id}
-    evals = [files.read_sealed(path) for path in sorted((run / layout.EVALS).glob("[!.]*.json"))]
     source = config.data or config.origin
     recipe = dataclasses.asdict(config.model)
     text = card.text(
-        [result for result in evals if result["checkpoint"]["id"] == made["checkpoint"]],
+        [r for r in inventory.evals(run) if r["checkpoint"]["id"] == made["checkpoint"]],
         recipe | dataclasses.asdict(config.now(run)) if config.data else recipe,
         eos=tokenizer.token(tokenizer.eos_id),
         data=f"{source['name']}, id `{source['id']}`",
