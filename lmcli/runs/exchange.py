@@ -74,7 +74,7 @@ def export_model(root: Path, reference: str, which: str, out: Path) -> dict[str,
     )
     weights = checkpoint.load_tensors(folder / layout.MODEL)
     with (
-        lock.hold(layout.creation_lock(out), f"folder {out}"),
+        lock.hold(layout.creation_lock(out), f"folder {out}", keep=False),
         files.staged_directory(out) as staged,
     ):
         try:
