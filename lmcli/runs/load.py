@@ -17,7 +17,7 @@ from lmcli.evaluation.attention import WordAttention, word_attention
 from lmcli.evaluation.evaluate import SplitScorer
 from lmcli.inference.engine import Engine
 from lmcli.metrics import perplexity
-from lmcli.model.transformer import Transformer
+from lmcli.model.transformer import Transformer, Unset
 from lmcli.runs.config import RunConfig, check_tokenizer, parameters
 from lmcli.text.tokenizer import Tokenizer
 from lmcli.training import checkpoint, precision
@@ -78,7 +78,8 @@ def load(
             folder, state = checkpoint.choose(run, which)
             checkpoint_id = manifest.read(folder, "checkpoint").id
             checkpoint.check_shapes(folder, shapes)
-            model = Transformer(config.model)
+            with Unset():
+                model = Transformer(config.model)
             checkpoint.load_weights(model, folder)
             break
         except (LmcliError, FileNotFoundError):

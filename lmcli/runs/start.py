@@ -24,7 +24,7 @@ from lmcli.errors import MismatchError, UsageError
 from lmcli.evaluation.evaluate import SplitScorer
 from lmcli.inference.engine import Engine
 from lmcli.metrics import perplexity
-from lmcli.model.transformer import Transformer
+from lmcli.model.transformer import Transformer, Unset
 from lmcli.runs.config import Asked, RunConfig, changes, parameters, plan
 from lmcli.signals import StopRequest
 from lmcli.text.tokenizer import Tokenizer
@@ -173,7 +173,8 @@ def open_trainer(root: Path, run: Path, asked: Asked) -> Trainer | None:
     precision.prepare(machine)
     if found:
         checkpoint.check_shapes(found[0], parameters(stored.model))
-    model = Transformer(stored.model)
+    with Unset():
+        model = Transformer(stored.model)
     model.to(machine.device)
     checkpoint.check_space(run, model)
     trainer = Trainer(
