@@ -153,7 +153,7 @@ if not (root / "folder").exists():
         stream.write(b"x" * 1000)
         stream.flush()
         files.write_json(folder / "a.json", {"a": 1})
-        manifest.write(folder, "dataset", "folder")
+        manifest.write(folder, "thing", "folder")
 files.remove(root / "old")
 """
 
@@ -261,7 +261,7 @@ def artifact(tmp_path):
     folder.mkdir()
     (folder / "a.bin").write_bytes(bytes(range(200)))
     (folder / "b.json").write_bytes(b'{"b": 1}\n')
-    manifest.write(folder, "dataset", "thing", {"tokenizer": "0" * 64})
+    manifest.write(folder, "thing", "thing", {"tokenizer": "0" * 64})
     assert manifest.verify(folder) == []
     return folder
 
@@ -299,11 +299,11 @@ def test_missing_foreign_swapped_and_edited_are_found(artifact):
 
 def test_the_id_is_content_alone(artifact, tmp_path):
     first = manifest.read(artifact)
-    again = manifest.write(artifact, "dataset", "other", first.parents, {"x": 1})
+    again = manifest.write(artifact, "thing", "other", first.parents, {"x": 1})
     assert again.id == first.id
     (artifact / "a.bin").write_bytes(b"other")
-    assert manifest.write(artifact, "dataset", "other").id != first.id
-    with pytest.raises(MismatchError, match="is a dataset, not a run"):
+    assert manifest.write(artifact, "thing", "other").id != first.id
+    with pytest.raises(MismatchError, match="is a thing, not a run"):
         manifest.read(artifact, "run")
 
 

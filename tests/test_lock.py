@@ -46,3 +46,13 @@ def test_a_lock_that_holds_rubbish_still_names_somebody(tmp_path):
         path.write_text("rubbish")
         with pytest.raises(lock.LockedError, match="another process"), lock.hold(path, "x"):
             pass
+
+
+def test_a_lock_that_is_not_kept_is_gone_and_not_given_to_who_waited(tmp_path):
+    path = tmp_path / "LOCK"
+    with lock.hold(path, "x", keep=False):
+        old = open(path)  # noqa: SIM115 - somebody who waits has it open
+    assert not path.exists()
+    with old, lock.hold(path, "x", keep=False):
+        assert not lock._take(old, path)
+    assert not path.exists()

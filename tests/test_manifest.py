@@ -12,7 +12,7 @@ def artifact(tmp_path, monkeypatch):
     folder = tmp_path / "thing"
     files.write_file(folder / "a.bin", b"a" * 50)
     files.write_file(folder / "b.bin", b"b" * 50)
-    manifest.write(folder, "dataset", "thing", {"tokenizer": "0" * 64}, {"eos_id": 2})
+    manifest.write(folder, "thing", "thing", {"tokenizer": "0" * 64}, {"eos_id": 2})
     return folder
 
 
@@ -33,7 +33,7 @@ def test_a_file_outside_the_folder_is_never_looked_at(artifact, name):
     value = files.read_sealed(artifact / layout.MANIFEST)
     value["files"] = {name: {"bytes": 1, "sha256": ""}}
     files.write_sealed(artifact / layout.MANIFEST, value)
-    with pytest.raises(DataError, match="not a manifest"):
+    with pytest.raises(DataError, match="no file of this folder"):
         manifest.read(artifact)
 
 

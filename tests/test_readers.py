@@ -53,6 +53,21 @@ def test_one_file_under_several_names_is_read_once(tmp_path, monkeypatch):
     assert [str(p) for p in find_files(names)] == ["a.txt"]
 
 
+def test_text_without_spaces_is_cut_after_a_stop(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "PIECE_BYTES", 50)
+    monkeypatch.setattr(readers, "READ_BYTES", 50)
+    monkeypatch.setattr(readers, "LONGEST_RUN", 300)
+    text = "我们在这里写了很长的一段话，没有空格。" * 40 + "（完）"
+    for name, config in (("a.txt", {}), ("b.txt", {"document": "line"})):
+        (tmp_path / name).write_text(text)
+        pieces = list(Reader([str(tmp_path / name)], ReadConfig(**config)).pieces())
+        assert "".join(piece.text for piece in pieces) == text and len(pieces) > 2
+        assert all(piece.text[-1] in "，。" for piece in pieces[:-1])
+        (tmp_path / name).write_text(text.replace("，", "").replace("。", ""))
+        with pytest.raises(DataError, match="without white space; break it"):
+            documents(tmp_path / name, **config)
+
+
 def test_a_pipe_is_refused(tmp_path):
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(DataError, match="fifo: a pipe or device is read only once; save it"):

@@ -18,7 +18,7 @@ from test_model import make
 from lmcli.artifacts import layout
 from lmcli.config.training import TrainingConfig
 from lmcli.training import checkpoint, muon
-from lmcli.training.optimizers import Optimizer
+from lmcli.training.optimizers import AdamW, Optimizer
 from lmcli.training.schedules import lr_factor
 
 
@@ -182,6 +182,42 @@ def test_every_parameter_is_in_one_group_and_state_round_trips():
         assert all(torch.equal(loaded[k], saved[k]) for k in saved)
 
 
+def test_adamw_is_torchs_bit_for_bit():
+    """Without its class: that imports torch._dynamo, a second of every start."""
+    ends = []
+    for ours in (True, False):
+        draw = torch.Generator().manual_seed(0)
+        parameters = [torch.nn.Parameter(torch.randn(n, generator=draw)) for n in (300, 7, 1)]
+        groups = [
+            {"params": parameters[:2], "lr": 0.01, "weight_decay": 0.1},
+            {"params": parameters[2:], "lr": 0.02, "weight_decay": 0.0},
+        ]
+        made = (
+            AdamW(groups, (0.9, 0.95), 1e-8)
+            if ours
+            else torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8, fused=True)
+        )
+        for _ in range(5):
+            for parameter in parameters:
+                parameter.grad = torch.randn(parameter.shape, generator=draw)
+            made.step()
+        ends.append(
+            [
+                *parameters,
+                *(made.state[p][k] for p in parameters for k in ("step", "exp_avg", "exp_avg_sq")),
+            ]
+        )
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+def test_training_does_not_import_what_compiles(tiny_copy):
+    script = "import sys; from lmcli.cli import main; code = main(sys.argv[1:]);"
+    script += "sys.exit(code or ('torch._dynamo' in sys.modules and 'imported'))"
+    line = ["train", "--name", "base", "--steps", "21", "-q"]
+    done = subprocess.run([sys.executable, "-c", script, *line], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_muon_orthogonalises():
     matrix = torch.randn(2, 24, 60, generator=torch.Generator().manual_seed(0))
     for x in (matrix, matrix.mT):
@@ -195,7 +231,7 @@ def test_muon_is_torchs_where_both_run_in_the_same_precision():
     grad = torch.randn(32, 64, generator=torch.Generator().manual_seed(2))
     results = []
     for make_optimizer in (
-        lambda p: muon.Muon([{"params": [p]}], lr=0.02, weight_decay=0.1),
+        lambda p: muon.Muon([{"params": [p], "lr": 0.02, "weight_decay": 0.1}]),
         lambda p: torch.optim.Muon([p], lr=0.02, weight_decay=0.1, adjust_lr_fn="original"),
     ):
         parameter = torch.nn.Parameter(start.clone())

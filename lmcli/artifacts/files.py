@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lmcli.artifacts import schema
 from lmcli.errors import DataError, MismatchError, MissingInputError, StorageError
 
 TEMPORARY = ".tmp-"
@@ -127,31 +128,39 @@ def write_json(path: Path, value: Any) -> None:
     write_file(path, to_json(value))
 
 
-def read_json(path: Path, format: int | None = None) -> dict[str, Any]:
-    """One JSON object, or a DataError naming the file; MismatchError for one of a newer format."""
-    return _read_json(path, format)[0]
+def read_json(path: Path, of: Any = schema.ANY, format: int | None = None) -> dict[str, Any]:
+    """One JSON object of a schema, or a DataError naming the file; MismatchError for one of a
+    newer format."""
+    return schema.check(_read_json(path, format)[0], of, path)
 
 
 def _read_json(path: Path, format: int | None) -> tuple[dict[str, Any], bytes]:
     try:
         data = path.read_bytes()
-        value = json.loads(data)
     except FileNotFoundError:
         raise MissingInputError(f"{path}: no such file") from None
     except IsADirectoryError:
         raise DataError(f"{path}: a folder where a file belongs; restore or rebuild it") from None
     except OSError as error:
         raise StorageError(f"{path}: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not valid JSON ({error}); restore or rebuild it") from None
-    if not isinstance(value, dict):
-        raise DataError(f"{path}: not a JSON object; restore or rebuild it")
+    value = _parse(data, path)
     newer = value.get("format")
     if format is not None and isinstance(newer, int) and newer > format:
         raise MismatchError(
             f"{path}: format {newer} is newer than this lmcli reads ({format}); upgrade"
         )
     return value, data
+
+
+def _parse(data: bytes, where: Path | str) -> dict[str, Any]:
+    """One JSON object; NaN and infinity are no JSON."""
+    try:
+        value = json.loads(data, parse_constant=int)  # which refuses them
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: not valid JSON ({error}); restore or rebuild it") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: not a JSON object; restore or rebuild it")
+    return value
 
 
 def digest(value: dict[str, Any]) -> str:
@@ -164,8 +173,9 @@ def write_sealed(path: Path, value: dict[str, Any]) -> None:
     write_json(path, value | {"check": digest(value)})
 
 
-def read_sealed(path: Path, format: int | None = None) -> dict[str, Any]:
-    """What `write_sealed` wrote, byte for byte, without `check`; a DataError otherwise."""
+def read_sealed(path: Path, of: Any = schema.ANY, format: int | None = None) -> dict[str, Any]:
+    """What `write_sealed` wrote, byte for byte, without `check`, and of a schema; a DataError
+    otherwise."""
     value, data = _read_json(path, format)
     check = value.pop("check", None)
     try:
@@ -174,7 +184,7 @@ def read_sealed(path: Path, format: int | None = None) -> dict[str, Any]:
         same = False
     if not same or digest(value) != check:
         raise DataError(f"{path}: its check does not match its content; changed")
-    return value
+    return schema.check(value, of, path)
 
 
 @contextmanager
@@ -348,13 +358,8 @@ def _read_log(path: Path) -> bytes:
     return path.read_bytes() if path.exists() else b""
 
 
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a JSON-lines log; a torn last line is left out."""
+def read_log(path: Path, of: Any = schema.ANY) -> list[dict[str, Any]]:
+    """The complete lines of a log, each of a schema; a torn last line is left out."""
     whole, _, _ = _read_log(path).rpartition(b"\n")
-    try:
-        records = [json.loads(line) for line in whole.split(b"\n") if line]
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not JSON lines ({error}); restore it") from None
-    if not all(isinstance(record, dict) for record in records):
-        raise DataError(f"{path}: not JSON objects, one a line; restore it")
-    return records
+    lines = [(f"{path}:{n}", line) for n, line in enumerate(whole.split(b"\n"), 1) if line]
+    return [schema.check(_parse(line, where), of, where) for where, line in lines]

@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lmcli.artifacts import files, layout, lock, manifest
+from lmcli.artifacts import files, layout, lock, manifest, schema
 from lmcli.artifacts.manifest import Manifest
-from lmcli.errors import LmcliError
+from lmcli.errors import DataError, LmcliError
 
 ENDED = ("finished", "interrupted")  # states of a run after which nothing is written
-# What reading JSON of the wrong shape raises.
-_HOSTILE = (KeyError, TypeError, AttributeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -78,14 +76,40 @@ def users(root: Path, path: Path) -> list[str]:
     return children(root, id_) if id_ and alone else []
 
 
+def recorded(run: Path) -> dict[str, Any]:
+    """What a run's status.json says; nothing where there is none."""
+    path = run / layout.STATUS
+    return files.read_sealed(path, schema.STATUS) if path.exists() else {}
+
+
+def read_log(run: Path, name: str) -> list[dict[str, Any]]:
+    """The records of one of a run's logs."""
+    return files.read_log(run / name, schema.LOGS[name])
+
+
+def state(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint holds besides tensors."""
+    path = checkpoint / layout.STATE
+    value = files.read_json(path, schema.STATE)
+    if value["step"] != layout.step_of(checkpoint):
+        raise DataError(f"{path}: it is of step {value['step']}; restore it")
+    return value
+
+
+def evals(run: Path) -> list[dict[str, Any]]:
+    """A run's results, by name."""
+    paths = sorted((run / layout.EVALS).glob("[!.]*.json"))
+    return [files.read_sealed(path, schema.EVAL) for path in paths]
+
+
 def status(run: Path) -> dict[str, Any]:
     """A run's status.json with its last losses; a dead "running" process counts as interrupted."""
-    value = files.read_sealed(run / layout.STATUS) if (run / layout.STATUS).exists() else {}
+    value = recorded(run)
     value.pop("run_id", None)  # for `verify`
     value = {"state": "created", "step": 0, "exit": None, "reason": "", "resumable": True} | value
     if value["state"] == "running" and not lock.is_held(run / layout.LOCK):
         value |= {"state": "interrupted", "reason": "its process is gone", "resumable": True}
-    for record in files.read_log(run / layout.METRICS):
+    for record in read_log(run, layout.METRICS):
         for key in ("loss", "val_loss", "val_bits_per_byte"):
             if key in record:
                 value[key] = record[key]
@@ -100,9 +124,9 @@ def checkpoints(run: Path) -> dict[str, Any]:
         step = layout.step_of(folder)
         with contextlib.suppress(LmcliError):
             if step is not None and manifest.read(folder, "checkpoint"):
-                best = files.read_json(folder / layout.STATE).get("best")
+                best = state(folder)["best"]
                 steps.append(step)
-    return {"steps": steps, "best": best.get("step") if isinstance(best, dict) else None}
+    return {"steps": steps, "best": best["step"] if best else None}
 
 
 def verify(path: Path) -> tuple[list[str], int, int]:
@@ -156,12 +180,9 @@ def _checkpoint_problems(run: Path, checkpoint: Path) -> list[str]:
         if problems:
             return problems
         manifest.check_checkpoint(run, checkpoint)
-        state = files.read_json(checkpoint / layout.STATE)
-        size, sha256 = state["metrics_bytes"], state["metrics_sha256"]
-        ended = _ended(run, state["step"])
+        saw = state(checkpoint)
+        size, sha256, ended = saw["metrics_bytes"], saw["metrics_sha256"], _ended(run, saw["step"])
         return _start_problems(run / layout.METRICS, checkpoint.name, size, sha256, ended)
-    except _HOSTILE as error:
-        return [f"{checkpoint / layout.STATE}: not the state of a checkpoint ({error!r})"]
     except LmcliError as error:
         return [str(error)]
 
@@ -169,8 +190,8 @@ def _checkpoint_problems(run: Path, checkpoint: Path) -> list[str]:
 def _ended(run: Path, step: int) -> bool:
     """Whether the run ended at this step by its own will, so that nothing was logged after it."""
     with contextlib.suppress(LmcliError):
-        status = files.read_sealed(run / layout.STATUS)
-        return status.get("state") in ENDED and status.get("step") == step
+        status = recorded(run)
+        return status.get("state") in ENDED and status["step"] == step
     return False
 
 
@@ -189,12 +210,8 @@ def _start_problems(log: Path, who: str, size: int, sha256: str, whole: bool = F
 
 def log_problems(run: Path, name: str, status: dict[str, Any], whole: bool = False) -> list[str]:
     """Whether a log still starts with (or, `whole`, still is) what a run's status recorded."""
-    try:
-        entry = status.get("logs", {}).get(name, {"bytes": 0, "sha256": files.EMPTY})
-        size, sha256 = entry["bytes"], entry["sha256"]
-        return _start_problems(run / name, layout.STATUS, size, sha256, whole)
-    except _HOSTILE as error:
-        return [f"{run / layout.STATUS}: not the status of a run ({error!r})"]
+    entry = status.get("logs", {}).get(name, {"bytes": 0, "sha256": files.EMPTY})
+    return _start_problems(run / name, layout.STATUS, entry["bytes"], entry["sha256"], whole)
 
 
 def _living_problems(run: Path) -> list[str]:
@@ -202,8 +219,7 @@ def _living_problems(run: Path) -> list[str]:
     problems = []
     status: dict[str, Any] = {}
     try:
-        if (run / layout.STATUS).exists():
-            status = files.read_sealed(run / layout.STATUS)
+        status = recorded(run)
     except LmcliError as error:
         problems.append(str(error))
     ended = status.get("state") in ENDED
@@ -214,7 +230,7 @@ def _living_problems(run: Path) -> list[str]:
         problems += log_problems(run, name, status, ended)
     for name in (layout.METRICS, layout.PERF, layout.EVENTS):
         try:
-            files.read_log(run / name)
+            read_log(run, name)
         except LmcliError as error:
             problems.append(str(error))
     if not (run / layout.STATUS).exists() and (run / layout.PERF).exists():
@@ -230,17 +246,14 @@ def _index_problems(run: Path) -> list[str]:
     if not path.exists():
         return [f"{path}: missing"] if ended else []
     try:
-        index = files.read_sealed(path)
+        index = files.read_sealed(path, schema.INDEX)
         lost = {index["last"], index["best"] or index["last"]}
         lost = {step for step in lost if not layout.checkpoint(run, step).is_dir()}
         if lost:
             return [f"{layout.checkpoint(run, s)}: missing, but in {path}" for s in sorted(lost)]
-        state = files.read_json(layout.checkpoint(run, index["last"]) / layout.STATE)
-        best = state["best"]["step"] if state["best"] else None
-        if ended and (index["last"], index["best"]) != (newest, best):
+        best = state(layout.checkpoint(run, index["last"]))["best"]
+        if ended and (index["last"], index["best"]) != (newest, best and best["step"]):
             return [f"{path}: not what the newest checkpoint says"]
-    except _HOSTILE as error:
-        return [f"{path}: not an index ({error!r})"]
     except LmcliError as error:
         return [str(error)]
     return []
@@ -251,14 +264,12 @@ def _eval_problems(run: Path) -> list[str]:
     problems = []
     for path in sorted((run / layout.EVALS).glob("[!.]*.json")):
         try:
-            value = files.read_sealed(path)
+            value = files.read_sealed(path, schema.EVAL)
             data, step = value["dataset"], value["checkpoint"]["step"]
             if layout.eval_name(data["name"], data["split"], step, value["settings"]) != path.name:
                 problems.append(f"{path}: its content belongs under another name")
             elif value["run_id"] != manifest.read(run).id:
                 problems.append(f"{path}: it is of another run")
-        except _HOSTILE as error:
-            problems.append(f"{path}: not an evaluation ({error!r})")
         except LmcliError as error:
             problems.append(str(error))
     return problems
@@ -281,6 +292,6 @@ def age(made: dict[str, Any]) -> str:
     """`2026-01-31 12:00` of a manifest's time."""
     try:
         stamp = time.strptime(made["time"], "%Y-%m-%dT%H:%M:%SZ")
-    except (KeyError, ValueError, TypeError):
+    except ValueError:
         return "?"
     return time.strftime("%Y-%m-%d %H:%M", stamp)

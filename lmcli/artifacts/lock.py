@@ -1,4 +1,4 @@
-"""One writer at a time: a kernel lock on a file that is never deleted.
+"""One writer at a time: a kernel lock on a file that stays.
 
 The kernel frees the lock when its holder dies, however it dies. Readers need no lock.
 """
@@ -22,10 +22,11 @@ except ImportError:  # Windows
 
 
 @contextmanager
-def hold(path: Path, what: str, patience: float = 0.25) -> Iterator[None]:
+def hold(path: Path, what: str, patience: float = 0.25, keep: bool = True) -> Iterator[None]:
     """Holds the lock file `path` for the block, or raises LockedError naming host and pid.
 
-    `patience` is how many seconds to wait for it; somebody may only be asking `is_held`.
+    `patience` is how many seconds to wait for it; somebody may only be asking `is_held`. Without
+    `keep` the file is removed in the end, and whoever waited for it has to come again.
     """
     make_directory(path.parent)
     try:
@@ -44,14 +45,20 @@ def hold(path: Path, what: str, patience: float = 0.25) -> Iterator[None]:
             os.write(file.fileno(), json.dumps(value).encode())
         except OSError as error:
             raise StorageError(f"{path}: {error.strerror}; make room and try again") from error
-        yield
+        try:
+            yield
+        finally:
+            if not keep:
+                path.unlink(missing_ok=True)
 
 
 def _take(file: TextIO, path: Path) -> bool:
     try:
         if fcntl is not None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
     except BlockingIOError:
         return False
     except OSError as error:

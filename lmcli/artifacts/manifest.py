@@ -10,20 +10,15 @@ import platform
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import lmcli
-from lmcli.artifacts import files, layout
+from lmcli.artifacts import files, layout, schema
 from lmcli.errors import DataError, LmcliError, MismatchError, MissingInputError
 
 FORMAT = 1
-# What others rely on in `config` where it is there.
-CONFIG_TYPES: tuple[tuple[str, type], ...] = (
-    *(("sources", dict), ("splits", dict), ("split_rule", str)),
-    *(("reached_vocab_size", int), ("eos_id", int), ("skipped", int)),
-)
 
 
 @dataclass(frozen=True)
@@ -94,49 +89,15 @@ def parse(directory: Path) -> Manifest:
     path = directory / layout.MANIFEST
     if not path.is_file():
         raise DataError(f"{directory}: no {layout.MANIFEST}; incomplete or not an artifact")
-    value = files.read_sealed(path, FORMAT)
-    try:
-        manifest = Manifest(**value)
-    except TypeError:
-        manifest = None
-    if manifest is None or not _well_formed(manifest):
-        raise DataError(f"{path}: not a manifest; restore or rebuild {directory}")
+    value = files.read_sealed(path, schema.MANIFEST, FORMAT)
+    schema.check(value, schema.KINDS.get(value["kind"], schema.ANY), path)
+    for name in value["files"]:
+        if {"", ".", ".."} & set(name.split("/")) or "\0" in name:
+            raise DataError(f"{path}: {name!r} is no file of this folder; restore or rebuild it")
+    manifest = Manifest(**{f.name: value[f.name] for f in fields(Manifest)})
     if manifest.content_id() != manifest.id:
         raise DataError(f"{path}: its id does not match its content; changed")
     return manifest
-
-
-def _well_formed(manifest: Manifest) -> bool:
-    """Every field of its type, and no file outside the folder."""
-    texts = (manifest.kind, manifest.name, manifest.id)
-    tables = (manifest.parents, manifest.files, manifest.config, manifest.made)
-    return (
-        all(isinstance(value, str) for value in texts)
-        and all(isinstance(value, dict) for value in tables)
-        and all(isinstance(value, str) for value in manifest.parents.values())
-        and type(manifest.format) is int
-        and isinstance(command := manifest.made.get("command", []), list)
-        and all(isinstance(word, str) for word in command)
-        and all(type(manifest.config.get(key, kind())) is kind for key, kind in CONFIG_TYPES)
-        and all(_is_sources(value) for value in manifest.config.get("sources", {}).values())
-        and all(
-            isinstance(entry, dict)
-            and type(entry.get("bytes")) is int
-            and isinstance(entry.get("sha256"), str)
-            and not {"", ".", ".."} & set(name.split("/"))
-            and "\0" not in name
-            for name, entry in manifest.files.items()
-        )
-    )
-
-
-def _is_sources(value: Any) -> bool:
-    """Whether a split's sources are a list of path, size and hash."""
-    return isinstance(value, list) and all(
-        isinstance(entry, dict)
-        and {"path": str, "bytes": int, "sha256": str} == {k: type(v) for k, v in entry.items()}
-        for entry in value
-    )
 
 
 def claims(directory: Path) -> tuple[str, str]:

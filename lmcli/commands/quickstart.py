@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lmcli import console
-from lmcli.artifacts import files, inventory, layout
+from lmcli.artifacts import files, inventory, layout, schema
 from lmcli.commands import options
 from lmcli.config.fields import flag
 from lmcli.config.units import parse_duration, show_bytes, show_duration
@@ -114,8 +114,8 @@ def _pipeline(
         _run("tokenizer", "train", *inputs, "--name", name, *vocab_flag, *make)
         _run("data", "build", *inputs, "--tokenizer", name, "--name", name, *make)
         if run.exists() and not force:  # the step count of an earlier quickstart is law for the run
-            stored = files.read_json(run / layout.CONFIG)["training"]["steps"]
-            steps = int(inventory.status(run).get("steps") or stored)
+            stored = files.read_json(run / layout.CONFIG, schema.CONFIG)["training"]["steps"]
+            steps = inventory.status(run).get("steps") or stored
             console.say(f"\n{steps} steps were planned the first time; --force plans anew")
         else:
             left = TRAINING_SHARE * seconds - (time.monotonic() - began)
@@ -206,7 +206,7 @@ def _texts(dataset: "Dataset", split: str) -> Iterator[bytes]:
 
 def _model_bits(run: Path) -> float:
     newest = max((run / layout.EVALS).glob("*-test-*.json"), key=lambda p: p.stat().st_mtime)
-    scores = files.read_json(newest)["scores"]
+    scores = files.read_sealed(newest, schema.EVAL)["scores"]
     return float(next(s["value"] for s in scores if s["name"] == "bits_per_byte"))
 
 

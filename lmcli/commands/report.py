@@ -77,7 +77,7 @@ def command(
     if out is None:
         console.answer(text.removesuffix("\n"))
         return
-    files.write_file(out, text.encode())
+    files.write_file(out, text.encode("utf-8", "backslashreplace"))  # a file's name may be no text
     console.say(f"{chosen} of {', '.join(r.name for r in records)}: {out}")
     if as_json and chosen != "json":
         console.answer_json({"out": str(out), "format": chosen})

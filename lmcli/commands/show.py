@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from lmcli import console
-from lmcli.artifacts import files, inventory, layout, manifest
+from lmcli.artifacts import files, inventory, layout, manifest, schema
 from lmcli.commands import options
 
 
@@ -37,9 +37,9 @@ def command(artifact: str, root: Path, as_json: bool) -> None:
         "config": made.config,
     }
     if made.kind == "run":
-        facts["config"] = files.read_json(path / layout.CONFIG)
+        facts["config"] = files.read_json(path / layout.CONFIG, schema.CONFIG)
         facts["status"] = inventory.status(path)
-        facts["events"] = files.read_log(path / layout.EVENTS)
+        facts["events"] = inventory.read_log(path, layout.EVENTS)
         facts["checkpoints"] = inventory.checkpoints(path)
         facts["evals"] = sorted(p.stem for p in (path / layout.EVALS).glob("[!.]*.json"))
     if as_json:
@@ -55,7 +55,7 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         (facts["kind"], facts["name"]),
         ("id", facts["id"]),
         ("path", facts["path"]),
-        ("created", f"{inventory.age(made)} by: {' '.join(made.get('command', []))}"),
+        ("created", f"{inventory.age(made)} by: {' '.join(made['command'])}"),
     ]
     for kind, parent in facts["parents"].items():
         lines.append((kind, f"{parent['name'] or 'not under this root'} ({parent['id'][:12]})"))

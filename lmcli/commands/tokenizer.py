@@ -129,7 +129,7 @@ def import_(
         lambda _, recorded: tokenizer.write(path, imported.load(sources, eos), recorded),
     )
     if not as_json:
-        lossy = "" if made.config["exact"] else "; it may change text: see lmcli tokenizer info"
+        lossy = "" if made.config.get("exact") else "; it may change text: see lmcli tokenizer info"
         console.say(f"tokenizer {path.name}: {made.config['reached_vocab_size']:,} tokens{lossy}")
 
 

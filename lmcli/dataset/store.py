@@ -12,9 +12,8 @@ import numpy as np
 from lmcli.artifacts import layout, manifest
 from lmcli.artifacts.files import Stream
 from lmcli.artifacts.manifest import Manifest
-from lmcli.errors import DataError
-
-COUNTS = {"documents", "tokens", "bytes", "words"}
+from lmcli.dataset import order
+from lmcli.errors import DataError, MismatchError
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -132,23 +131,15 @@ class Dataset:
     def open(cls, path: Path, hashes: bool = False) -> "Dataset":
         """Raises DataError (incomplete, truncated; with `hashes` any change) or MismatchError."""
         found = manifest.read(path, "dataset", hashes)
+        if found.config["order"] != order.NAME:
+            raise MismatchError(
+                f"{path}: this lmcli does not know its order; upgrade or rebuild it"
+            )
         pairs = found.config.get("form") == "pairs"
-        side = ".target" if pairs else ""
-        names = [s for s in layout.SPLITS if f"{s}{side}.bin" in found.files]
-        vocab_size, splits = found.config.get("vocab_size"), found.config.get("splits", {})
-        counts = [splits.get(s) for s in names]
-        if (
-            type(vocab_size) is not int
-            or not {"split_rule"} <= found.config.keys()
-            or "tokenizer" not in found.parents
-            or not all(isinstance(c, dict) and c.keys() >= COUNTS for c in counts)
-            or not all(type(number) is int for c in counts for number in c.values())
-        ):
-            raise DataError(f"{path / layout.MANIFEST}: not a dataset's; rebuild it")
+        names = [s for s in layout.SPLITS if s in found.config["splits"]]
+        vocab_size, side = found.config["vocab_size"], ".target" if pairs else ""
         splits = {s: TokenStore(path, f"{s}{side}", vocab_size) for s in names}
         sources = {s: TokenStore(path, f"{s}.source", vocab_size) for s in names if pairs}
-        if "train" not in splits:
-            raise DataError(f"{path}: no train split; rebuild the dataset")
         for s, store in sources.items():
             if store.n_documents != splits[s].n_documents:
                 raise DataError(f"{path}: the {s} split has more of one side; rebuild the dataset")

@@ -9,10 +9,12 @@ Shapes: B batch, T target length, S source length, H heads, C d_model, V vocabul
 import hashlib
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from lmcli.config.model import ModelConfig
 from lmcli.model.attention import Attention, LayerCache, RMSNorm, relative_bucket
@@ -330,9 +332,21 @@ def draw(
     return law(shape, generator=generator)
 
 
+class Unset(TorchFunctionMode):
+    """With it a model is made without torch's initial values, which `init_weights` or a checkpoint
+    replaces: a second for GPT-2, and another one for what asking for them on "meta" imports."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
 def parameters(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The shape of every parameter of a resolved config, by name; no memory is taken."""
-    with torch.device("meta"):
+    with torch.device("meta"), Unset():
         model = Transformer(config)
     return {name: tuple(p.shape) for name, p in model.named_parameters()}
 

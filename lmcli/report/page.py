@@ -101,15 +101,15 @@ def page(
         for result in record.evals:
             data = result["dataset"]
             parts.append(
-                f"<p>{escape(data['name'])}, {data['split']}, step "
+                f"<p>{escape(data['name'])}, {escape(data['split'])}, step "
                 f"{result['checkpoint']['step']}:</p><table>"
             )
             parts += [
                 f'<tr><td>{escape(s["name"])}</td><td class="number">{show(s["value"])}</td></tr>'
                 for s in result["scores"]
             ]
-            signature = result["scores"][0]["signature"]
-            parts.append(f'</table><p class="note">{escape(signature)}</p>')
+            how = ", ".join(dict.fromkeys(s["signature"] for s in result["scores"]))
+            parts.append(f'</table><p class="note">{escape(how)}</p>')
         parts.append("<p>Made by</p><pre>" + escape("\n".join(record.commands)) + "</pre>")
     body = "\n".join(part for part in parts if part)
     return (

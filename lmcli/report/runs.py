@@ -1,13 +1,15 @@
 """What there is to say about a run, read from its folder."""
 
-import json
+import math
 import shlex
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lmcli.artifacts import files, inventory, layout, manifest
+from safetensors import SafetensorError, safe_open
+
+from lmcli.artifacts import files, inventory, layout, manifest, schema
 from lmcli.errors import DataError
 
 
@@ -27,13 +29,13 @@ def read(root: Path, reference: str) -> RunRecord:
     """Raises MissingInputError, or DataError for a file that changed."""
     run = layout.find(root, reference, "run")
     made = manifest.read(run, "run")
-    config = files.read_json(run / layout.CONFIG)
+    config = files.read_json(run / layout.CONFIG, schema.CONFIG)
     status = inventory.status(run)
-    metrics, perf = files.read_log(run / layout.METRICS), files.read_log(run / layout.PERF)
-    evals = [files.read_sealed(p) for p in sorted((run / layout.EVALS).glob("[!.]*.json"))]
+    metrics, perf = (inventory.read_log(run, name) for name in (layout.METRICS, layout.PERF))
+    evals = inventory.evals(run)
     rates = [r["tokens_per_second"] for r in perf if "tokens_per_second" in r]
     losses = [r for r in metrics if "val_loss" in r]
-    best = min(losses, key=lambda r: float(r["val_loss"])) if losses else {}
+    best = min(losses, key=lambda r: r["val_loss"]) if losses else {}
     facts: dict[str, Any] = {
         "run": run.name,
         "state": status["state"],
@@ -48,37 +50,25 @@ def read(root: Path, reference: str) -> RunRecord:
         "minutes": round(perf[-1]["seconds"] / 60, 2) if perf else None,
         "data": (config["data"] or config.get("origin") or {}).get("name"),
     }
-    try:
-        for result in evals:
-            for score in result["scores"]:
-                if score["name"] in ("bits_per_byte", "perplexity"):
-                    facts[f"{result['dataset']['split']}_{score['name']}"] = score["value"]
-    except (KeyError, TypeError) as error:
-        where = run / layout.EVALS
-        raise DataError(
-            f"{where}: one is not an evaluation ({error!r}); `lmcli verify {run.name}` names it"
-        ) from None
+    for result in evals:
+        for score in result["scores"]:
+            if score["name"] in ("bits_per_byte", "perplexity"):
+                facts[f"{result['dataset']['split']}_{score['name']}"] = score["value"]
     return RunRecord(run.name, facts, metrics, perf, evals, _commands(root, made))
 
 
 def _n_parameters(run: Path) -> int | None:
-    """From the header of the newest weights: 8 bytes of length, then JSON with every shape."""
+    """From the header of the newest weights."""
     steps = inventory.checkpoints(run)["steps"]
     if not steps:
         return None
     path = layout.checkpoint(run, steps[-1]) / layout.MODEL
-    with open(path, "rb") as file:
-        try:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        except ValueError as error:
-            raise DataError(f"{path}: not readable as safetensors ({error})") from None
-    total = 0
-    for name, tensor in header.items():
-        size = 1 if name != "__metadata__" else 0
-        for dim in tensor.get("shape", ()):
-            size *= dim
-        total += size
-    return total
+    try:
+        with safe_open(path, "np") as file:
+            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+            return sum(map(math.prod, shapes))
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path}: not readable as safetensors ({error})") from None
 
 
 def _commands(root: Path, made: manifest.Manifest) -> list[str]:

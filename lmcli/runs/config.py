@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from lmcli import console
-from lmcli.artifacts import files, layout, manifest
+from lmcli.artifacts import files, layout, manifest, schema
 from lmcli.config import fields
 from lmcli.config.model import ModelConfig
 from lmcli.config.training import CHANGEABLE, TrainingConfig
@@ -62,20 +62,18 @@ class RunConfig:
     @classmethod
     def read(cls, run: Path) -> "RunConfig":
         path = run / layout.CONFIG
-        value = files.read_json(path, CONFIG_FORMAT)
+        value = files.read_json(path, schema.CONFIG, CONFIG_FORMAT)
         try:
             model = fields.build(ModelConfig, value["model"], lambda k: f"model.{k}")
             training = fields.build(TrainingConfig, value["training"], lambda k: f"training.{k}")
             given = value.get("tuning", {})
             tuning = fields.build(TuningConfig, given, lambda k: f"tuning.{k}")
-            data = {key: str(value["data"][key]) for key in ("name", "id") if value["data"]}
-            if not model.vocab_size or model.resolved() != model:
-                raise ValueError("derived values are missing")
-            return cls(model, training, data, dict(value.get("origin", {})), tuning)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise DataError(f"{path}: not a run's config ({error!r})") from None
+            derived = model.resolved()
         except UsageError as error:
             raise MismatchError(f"{path}: {error}") from None
+        if not model.vocab_size or derived != model:
+            raise DataError(f"{path}: not a run's config (derived values are missing); restore it")
+        return cls(model, training, value["data"], value.get("origin", {}), tuning)
 
     @classmethod
     def trained(cls, run: Path) -> "RunConfig":
@@ -92,7 +90,7 @@ class RunConfig:
         """The training settings after the run's recorded changes."""
         training = self.training
         for event in events.read(run):
-            training = dataclasses.replace(training, **event.get("change", {}))
+            training = events.changed(training, event)
         return training
 
     def as_json(self) -> dict[str, Any]:

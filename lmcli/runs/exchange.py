@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lmcli import console
-from lmcli.artifacts import files, layout, lock, manifest
+from lmcli.artifacts import files, inventory, layout, lock, manifest
 from lmcli.artifacts.again import creating, finished
 from lmcli.artifacts.manifest import Manifest
 from lmcli.config.training import TrainingConfig
@@ -84,18 +84,17 @@ def export_model(root: Path, reference: str, which: str | None, out: Path) -> di
     folders, state, id_ = config.chosen(run, which)
     tokenizer = Tokenizer.load(run / layout.TOKENIZER)
     made = {"run": run.name, "step": state.step, "checkpoint": id_}
-    evals = [files.read_sealed(path) for path in sorted((run / layout.EVALS).glob("[!.]*.json"))]
     source = config.data or config.origin
     recipe = dataclasses.asdict(config.model)
     text = card.text(
-        [result for result in evals if result["checkpoint"]["id"] == made["checkpoint"]],
+        [r for r in inventory.evals(run) if r["checkpoint"]["id"] == made["checkpoint"]],
         recipe | dataclasses.asdict(config.now(run)) if config.data else recipe,
         eos=tokenizer.token(tokenizer.eos_id),
         data=f"{source['name']}, id `{source['id']}`",
         **made,
     )
     with (
-        lock.hold(layout.creation_lock(out), f"folder {out}"),
+        lock.hold(layout.creation_lock(out), f"folder {out}", keep=False),
         files.staged_directory(out) as staged,
     ):
         try:

@@ -18,7 +18,7 @@ from lmcli.evaluation.attention import WordAttention, word_attention
 from lmcli.evaluation.evaluate import SplitScorer, decode_pairs
 from lmcli.inference.engine import Engine
 from lmcli.metrics import perplexity
-from lmcli.model.transformer import Transformer
+from lmcli.model.transformer import Transformer, Unset
 from lmcli.runs.config import RunConfig, check_tokenizer, parameters
 from lmcli.text import tasks
 from lmcli.text.tokenizer import Tokenizer
@@ -90,7 +90,8 @@ def load(
         try:
             folders, state, checkpoint_id = config.chosen(run, which)
             checkpoint.check_shapes(folders[0], shapes)
-            model = Transformer(config.model)
+            with Unset():
+                model = Transformer(config.model)
             checkpoint.load_weights(model, folders[0], config.weights(folders))
             break
         except (LmcliError, FileNotFoundError):

@@ -28,7 +28,7 @@ from lmcli.evaluation.evaluate import SplitScorer, decode_pairs
 from lmcli.inference.engine import Engine
 from lmcli.metrics import perplexity
 from lmcli.model import lora
-from lmcli.model.transformer import Transformer
+from lmcli.model.transformer import Transformer, Unset
 from lmcli.runs.config import Asked, RunConfig, changes, parameters, plan
 from lmcli.signals import StopRequest
 from lmcli.text.tokenizer import Tokenizer
@@ -180,7 +180,8 @@ def open_trainer(root: Path, run: Path, asked: Asked) -> Trainer | None:
     precision.prepare(machine)
     if found:
         checkpoint.check_shapes(found[0], parameters(stored.model))
-    model = stored.build()
+    with Unset():
+        model = stored.build()
     model.to(machine.device)
     checkpoint.check_space(run, model)
     tokenizer = Tokenizer.load(run / layout.TOKENIZER)

@@ -30,9 +30,13 @@ PIECE_BYTES = 2**18
 READ_BYTES = 2**18
 # What is longer is refused, so that no input can fill the memory.
 LONGEST_LINE = 2**26
-LONGEST_RUN = 2**22  # without white space
+LONGEST_RUN = 2**22  # without a place to cut
 
 _SAFE = re.compile(r"(?<=\S)[ \n\t]")
+# Where text has no white space: no pre-token spans a Chinese comma or stop and a letter after it.
+_STOP = "(?<=、|。|，|！|？|：|；)"
+_UNSPACED = re.compile(_STOP + "(?=[\u4e00-\u9fff])")
+_UNSPACED_BYTES = re.compile(_STOP.encode() + rb"(?=[\xe4-\xe9])")
 
 Line = tuple[int, int, bytes]  # number, byte offset, content
 
@@ -210,7 +214,9 @@ class Reader:
                     place = _safe_cut(held, searched)
                     searched = len(held)
                     if not place and len(held) > LONGEST_RUN:
-                        raise _unbroken(name)
+                        place = max((m.start() for m in _UNSPACED_BYTES.finditer(held)), default=0)
+                        if not place:
+                            raise _unbroken(name)
                     if place:
                         yield Piece(decode(held[:place], name, offset), name, first, False)
                         del held[:place]
@@ -267,13 +273,14 @@ def cut(text: str, where: str) -> list[str]:
     """A long text in parts that encode to the ids of the whole; see `_safe_cut`."""
     starts = [0]
     while len(text) - starts[-1] > PIECE_BYTES:
-        place = _SAFE.search(text, starts[-1] + PIECE_BYTES)
-        end = place.start() if place else len(text)
-        if end - starts[-1] > LONGEST_RUN:
+        bounds = starts[-1] + PIECE_BYTES, starts[-1] + LONGEST_RUN
+        place = _SAFE.search(text, *bounds) or _UNSPACED.search(text, *bounds)
+        if place:
+            starts.append(place.start())
+        elif len(text) > bounds[1]:
             raise _unbroken(where)
-        if not place:
+        else:
             break
-        starts.append(end)
     return [text[a:b] for a, b in itertools.pairwise([*starts, len(text)])] if text else []
 
 

@@ -24,6 +24,7 @@ from lmcli.text.sampling import sample
 
 ROLES = ("pad", "bos", "eos", "sep")
 OWN = dict(zip(ROLES, SPECIAL, strict=True))
+MOST_IDS = 2**24
 
 
 class Tokenizer:
@@ -44,6 +45,8 @@ class Tokenizer:
                 raise DataError(f"the tokenizer has no {self.roles[role]} token")
         self.pad_id, self.bos_id, self.eos_id = (ids[role] for role in ROLES[:3])
         self.sep_id: int | None = ids.get("sep")
+        if self.vocab_size > MOST_IDS:  # tables have a place for each
+            raise DataError(f"a token has the id {self.vocab_size - 1}; ids end at {MOST_IDS - 1}")
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":

@@ -12,7 +12,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lmcli import console
-from lmcli.artifacts import files, layout, manifest
+from lmcli.artifacts import files, inventory, layout, manifest
 from lmcli.errors import (
     DataError,
     DivergedError,
@@ -164,21 +164,9 @@ def read_state(run: Path, folder: Path) -> State:
     """The state of a checkpoint after its place and every file's hash were checked."""
     manifest.check_checkpoint(run, folder)
     manifest.read(folder, "checkpoint", hashes=True)
-    value = files.read_json(folder / layout.STATE)
-    try:
-        recent = tuple((float(loss), float(norm)) for loss, norm in value.pop("recent", ()))
-        state = State(**value, recent=recent)
-        numbers = [state.step, state.tokens, state.metrics_bytes]
-        if state.best is not None:
-            numbers.append(state.best["step"])
-            float(next(v for k, v in state.best.items() if k.startswith("val_")))
-        if state.step != layout.step_of(folder) or any(
-            type(n) is not int or n < 0 for n in numbers
-        ):
-            raise ValueError("a number is not what it must be")
-        return state
-    except (KeyError, TypeError, ValueError, OverflowError, StopIteration) as error:
-        raise DataError(f"{folder / layout.STATE}: not a checkpoint's state ({error})") from None
+    value = inventory.state(folder)
+    value["recent"] = tuple((loss, norm) for loss, norm in value.get("recent", ()))
+    return State(**{field.name: value[field.name] for field in fields(State)})
 
 
 def check_shapes(folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:

@@ -5,38 +5,36 @@
 {"step", "rewind": n, "why"}           back to this step, the next n batches left out
 """
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lmcli.artifacts import files, inventory, layout
+from lmcli.artifacts import inventory, layout
 from lmcli.config import fields
 from lmcli.config.training import TrainingConfig
 from lmcli.errors import DataError, UsageError
 
-_KINDS = {"change": dict, "skip": str, "rewind": int}
-
 
 def read(run: Path) -> list[dict[str, Any]]:
-    """Every decision, each of a known shape, and none that changed since status.json saw it."""
-    path = run / layout.EVENTS
+    """Every decision, and none that changed since status.json saw it."""
     for problem in inventory.log_problems(run, layout.EVENTS, _status(run)):
         raise DataError(f"{problem}; restore it, the run depends on what it says")
-    found = files.read_log(path)
-    for number, event in enumerate(found, 1):
-        kinds = [kind for kind in _KINDS if isinstance(event.get(kind), _KINDS[kind])]
-        if type(event.get("step")) is not int or len(kinds) != 1:
-            raise DataError(f"{path}:{number}: not a decision of a run; restore the file")
-        try:
-            fields.build(TrainingConfig, event.get("change", {}))
-        except UsageError as error:
-            raise DataError(f"{path}:{number}: {error}; restore the file") from None
-    return found
+    return inventory.read_log(run, layout.EVENTS)
+
+
+def changed(config: TrainingConfig, event: dict[str, Any]) -> TrainingConfig:
+    """The settings after a decision."""
+    try:
+        return fields.build(TrainingConfig, asdict(config) | event.get("change", {}))
+    except UsageError as error:
+        where = f"{layout.EVENTS}, step {event['step']}"
+        raise DataError(f"{where}: {error}; restore the file") from None
 
 
 def _status(run: Path) -> dict[str, Any]:
     """What the last status.json says; nothing where there is none or it is damaged."""
     try:
-        return files.read_sealed(run / layout.STATUS) if (run / layout.STATUS).exists() else {}
+        return inventory.recorded(run)
     except DataError:
         return {}
 

@@ -5,6 +5,7 @@ units, where torch's takes longer than the forward and backward passes: the Newt
 runs in float32 there, and matrices of one shape go through it together.
 """
 
+from collections import defaultdict
 from typing import Any
 
 import torch
@@ -28,20 +29,18 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
     return x.mT if tall else x
 
 
-class Muon(torch.optim.Optimizer):
-    """Nesterov momentum 0.95, decoupled weight decay; for matrices only.
+class Muon:
+    """Nesterov momentum, decoupled weight decay; for matrices only.
 
     The update's size follows the matrix shape by sqrt(max(1, rows / columns)).
     """
 
-    def __init__(
-        self, groups: list[dict[str, Any]], lr: float, weight_decay: float, momentum: float = 0.95
-    ) -> None:
-        defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum}
-        super().__init__(groups, defaults)
+    def __init__(self, groups: list[dict[str, Any]], momentum: float = 0.95) -> None:
+        self.param_groups, self.momentum = groups, momentum
+        self.state: dict[Tensor, dict[str, Tensor]] = defaultdict(dict)
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self) -> None:
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[Tensor]] = {}
             for parameter in group["params"]:
@@ -56,8 +55,8 @@ class Muon(torch.optim.Optimizer):
                     buffer = state["momentum_buffer"]
                     grad = parameter.grad
                     assert grad is not None
-                    buffer.lerp_(grad, 1 - group["momentum"])
-                    grads.append(grad.lerp(buffer, group["momentum"]))
+                    buffer.lerp_(grad, 1 - self.momentum)
+                    grads.append(grad.lerp(buffer, self.momentum))
                 rate = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
                 for parameter, update in zip(
                     parameters, orthogonalise(torch.stack(grads)), strict=True

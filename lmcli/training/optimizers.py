@@ -3,10 +3,12 @@
 Weight decay applies to matrices only. Rates are per group, relative to `--lr`.
 """
 
+from collections import defaultdict
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw
 
 from lmcli.config.training import TrainingConfig
 from lmcli.errors import DataError
@@ -18,6 +20,39 @@ from lmcli.training.muon import Muon
 # The embedding's share is for entries of size 1 and follows their initial size.
 MUON_EMBED, MUON_OUTPUT, MUON_OTHER = 10.0, 0.3, 0.05
 ADAM_STATE, MUON_STATE = ("exp_avg", "exp_avg_sq"), ("momentum_buffer",)
+
+
+class AdamW:
+    """torch's fused one without its class, which takes a second to import torch._dynamo."""
+
+    def __init__(
+        self, groups: list[dict[str, Any]], betas: tuple[float, float], eps: float
+    ) -> None:
+        self.param_groups, self.betas, self.eps = groups, betas, eps
+        self.state: dict[Tensor, dict[str, Tensor]] = defaultdict(dict)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            trained = [p for p in group["params"] if p.grad is not None]
+            for p in trained:
+                if not self.state[p]:
+                    self.state[p] = {key: torch.zeros_like(p) for key in ADAM_STATE}
+                    self.state[p]["step"] = torch.zeros((), device=p.device)
+            averages, squares, steps = (
+                [self.state[p][key] for p in trained] for key in (*ADAM_STATE, "step")
+            )
+            adamw(
+                *(trained, [p.grad for p in trained], averages, squares, [], steps),
+                fused=True,
+                amsgrad=False,
+                maximize=False,
+                beta1=self.betas[0],
+                beta2=self.betas[1],
+                lr=group["lr"],
+                weight_decay=group["weight_decay"],
+                eps=self.eps,
+            )
 
 
 class Optimizer:
@@ -50,14 +85,10 @@ class Optimizer:
                 adam.append(group)
             group["params"].append(parameter)
         betas = (config.beta1, config.beta2)
-        self.optimizers: list[torch.optim.Optimizer] = []
-        if adam:
-            self.optimizers.append(
-                torch.optim.AdamW(adam, lr=config.lr, betas=betas, eps=config.adam_eps, fused=True)
-            )
+        self.optimizers: list[AdamW | Muon] = [AdamW(adam, betas, config.adam_eps)]
         if matrices:
             group = {"params": matrices, "share": 1.0, "weight_decay": config.weight_decay}
-            self.optimizers.append(Muon([group], lr=config.lr, weight_decay=config.weight_decay))
+            self.optimizers.append(Muon([group]))
 
     def step(self, lr: float) -> None:
         """One update at the learning rate `lr`; frees the gradients."""
@@ -68,8 +99,8 @@ class Optimizer:
         self.zero_grad()
 
     def zero_grad(self) -> None:
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
+        for parameter in self.names:
+            parameter.grad = None
 
     def reset(self) -> None:
         """As before the first step."""

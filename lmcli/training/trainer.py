@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from lmcli import console
-from lmcli.artifacts import files, layout, manifest
+from lmcli.artifacts import files, inventory, layout, manifest
 from lmcli.config.training import TrainingConfig
 from lmcli.config.units import show_count
 from lmcli.dataset.batches import Batch, Batches
@@ -89,8 +89,7 @@ class Trainer:
     def _replay(self, event: dict[str, Any]) -> None:
         step = event["step"]
         if "change" in event:
-            changed = dataclasses.replace(self._configs[-1][1], **event["change"])
-            self._configs.append((step, changed))
+            self._configs.append((step, events.changed(self._configs[-1][1], event)))
         elif "rewind" in event:
             self._rewinds.append((step, event["rewind"]))
         else:
@@ -121,7 +120,7 @@ class Trainer:
         self.metrics = files.Log(
             self.run / layout.METRICS, state.metrics_bytes, state.metrics_sha256
         )
-        self._began = time.monotonic() - _seconds(self.run / layout.PERF, state.step)
+        self._began = time.monotonic() - _seconds(self.run, state.step)
         checkpoint.settle(self.run, state, self.config.keep_last)
 
     def fit(self, stop: StopRequest, until: int | None = None) -> State:
@@ -268,7 +267,7 @@ class Trainer:
         config, best = self.config_at(step), self.state.best
         key = f"val_{config.best_by}"
         sign = -1 if config.best_by == "loss" else 1
-        if best is None or sign * numbers[key] > sign * best[key]:
+        if best is None or sign * numbers[key] > sign * best.get(key, -sign * math.inf):
             self.state = dataclasses.replace(self.state, best={"step": step, key: numbers[key]})
         elif config.patience and step - best["step"] >= config.patience * config.eval_every > 0:
             if self.config.steps > step:
@@ -301,13 +300,14 @@ class Trainer:
         write_status(self.run, state, self.state.step, self.config.steps, code, logs, reason)
 
 
-def _seconds(perf: Path, step: int) -> float:
+def _seconds(run: Path, step: int) -> float:
     """How long the run had taken up to a step; a log of timings that cannot be read is no reason
     to stop."""
     try:
-        return max((r["seconds"] for r in files.read_log(perf) if r["step"] <= step), default=0.0)
-    except (DataError, KeyError, TypeError) as error:
-        console.warn(f"{perf}: cannot be read, so times start from 0 ({error})")
+        log = inventory.read_log(run, layout.PERF)
+        return max((r["seconds"] for r in log if r["step"] <= step), default=0.0)
+    except DataError as error:
+        console.warn(f"times start from 0: {error}")
         return 0.0
 
 

@@ -110,7 +110,7 @@ def test_verify_counts_what_it_read(cli, tiny_copy):
         (lambda r: flip(r / "metrics.jsonl", 10), "are not what step-0000"),
         (lambda r: (r / "metrics.jsonl").write_bytes(b""), "are not what step-0000"),
         (lambda r: (r / "status.json").write_text("{"), "status.json: not valid JSON"),
-        (lambda r: (r / "events.jsonl").write_text("{\n"), "events.jsonl: not JSON lines"),
+        (lambda r: (r / "events.jsonl").write_text("{\n"), "events.jsonl:1: not valid JSON"),
         (lambda r: (r / "notes.txt").write_text("x"), "notes.txt: not written by lmcli"),
         (lambda r: (r / "checkpoints/step-000020/x").write_text("x"), "x: not listed"),
     ],

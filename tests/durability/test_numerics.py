@@ -195,18 +195,18 @@ def memory(monkeypatch):
 
 
 def test_out_of_memory_halves_the_micro_batch_and_sums_the_same(cli, tiny_copy, memory):
-    whole = [*LINE[:4], "whole", *LINE[5:], "--batch-size", "8", "--dropout", "0"]
-    line = [*LINE, "--batch-size", "8", "--dropout", "0"]
+    whole = [*LINE[:4], "whole", *LINE[5:], "--batch-size", "12", "--dropout", "0"]
+    line = [*LINE, "--batch-size", "12", "--dropout", "0"]
     assert cli(*whole).code == 0
-    memory(2)
+    memory(3)
     result = cli(*line)
     assert result.code == 0
-    assert result.err.count("from here on 4 sequences") == 1
-    assert result.err.count("from here on 2 sequences") == 1
+    assert result.err.count("from here on 6 sequences") == 1
+    assert result.err.count("from here on 3 sequences") == 1
     run = tiny_copy / "runs/r"
     assert [e["change"] for e in files.read_log(run / layout.EVENTS)] == [
-        {"micro_batch_size": 4},
-        {"micro_batch_size": 2},
+        {"micro_batch_size": 6},
+        {"micro_batch_size": 3},
     ]
     for name, value in weights(tiny_copy / "runs/whole", 12).items():
         torch.testing.assert_close(value, weights(run, 12)[name], rtol=1e-4, atol=2e-5)
