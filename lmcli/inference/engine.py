@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lmcli.config.generation import GenerationConfig
+from lmcli.errors import UsageError
 from lmcli.inference import decoding
 from lmcli.inference.cache import Cache
 from lmcli.model.loss import nll
@@ -105,7 +106,7 @@ class Engine:
         for i, prompt in enumerate(prompts):
             limit = config.max_new_tokens
             if config.max_length:
-                limit = min(limit, config.max_length - len(prompt))
+                limit = min(limit, config.max_length - (0 if self.has_encoder else len(prompt)))
             fitted = self.fit_prompt(prompt, limit)
             limit = min(limit, self.context_length - (1 if self.has_encoder else len(fitted)))
             record = records[i] if records is not None else i
@@ -124,25 +125,32 @@ class Engine:
                 self._run(batch, config, stop_ids, on_token)
         n = config.num_return_sequences
         if beams:
-            return [[c for _, c in row.done[:n]] or [Completion([], 0.0, "length")] for row in rows]
+            found = [[c for _, c in row.done] or [Completion([], 0.0, "length")] for row in rows]
+            return [(best + best[-1:] * n)[:n] for best in found]  # the last where there are fewer
         done = [Completion(r.ids, r.logprob, r.reason) for r in rows]
         return [done[i : i + n] for i in range(0, len(done), n)]
 
     def _read(self, rows: list[_Row]) -> tuple[_Context, Tensor, Tensor]:
         """Reads the prompts; returns the context, logits [B, V] and last position [B] of each."""
-        lengths = torch.tensor([len(row.prompt) for row in rows], device=self.device)
-        ids = torch.full((len(rows), int(lengths.max())), self.pad_id, device=self.device)
-        for i, row in enumerate(rows):
-            ids[i, : len(row.prompt)] = torch.tensor(row.prompt)
+        prompts = [row.prompt for row in rows]
+        if self.has_encoder:  # the samples of a source share one
+            prompts = list(map(list, dict.fromkeys(map(tuple, prompts))))
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
+        ids = torch.full((len(prompts), int(lengths.max())), self.pad_id, device=self.device)
+        for i, prompt in enumerate(prompts):
+            ids[i, : len(prompt)] = torch.tensor(prompt)
         context = _Context(
             Cache(self.model.config, len(rows), self.device, self._cache_dtype()), None, None
         )
         if self.has_encoder:
             mask = torch.arange(ids.shape[1], device=self.device) < lengths[:, None]
-            context.mask = None if bool(mask.all()) else mask
-            context.memory = self.model.memory(self.model.encode(ids, context.mask))
+            memory = self.model.memory(self.model.encode(ids, None if mask.all() else mask))
+            place = {tuple(prompt): i for i, prompt in enumerate(prompts)}
+            which = torch.tensor([place[tuple(row.prompt)] for row in rows], device=self.device)
+            context.memory = [(k[which], v[which]) for k, v in memory]
+            context.mask = None if mask.all() else mask[which]
             ids = torch.full((len(rows), 1), self.eos_id, device=self.device)
-            lengths = torch.ones_like(lengths)
+            lengths = torch.ones(len(rows), dtype=torch.long, device=self.device)
         positions = torch.arange(ids.shape[1], device=self.device)[None]
         hidden = self._forward(ids, positions, context, ids.shape[1])
         last = lengths - 1
@@ -265,15 +273,22 @@ class Engine:
 
     @torch.inference_mode()
     def next_logprobs(self, ids: Sequence[int]) -> np.ndarray:
-        """log P(next token | `<eos>` and ids): float64 [V], without temperature or constraints."""
+        """log P(next token | `<eos>` and ids): float64 [V], without temperature or constraints.
+
+        Of an encoder-decoder the first token for a source.
+        """
         self.model.eval()
-        hidden = self.model(torch.tensor([self.fit_prompt(ids)], device=self.device))
+        prompt = torch.tensor([self.fit_prompt(ids)], device=self.device)
+        start = torch.tensor([[self.eos_id]], device=self.device)
+        hidden = self.model(start, source_ids=prompt) if self.has_encoder else self.model(prompt)
         logits = self.model.logits(hidden[0, -1]).double()
         return logits.log_softmax(-1).cpu().numpy()
 
     @torch.inference_mode()
     def attention(self, ids: Sequence[int]) -> np.ndarray:
         """Self-attention weights [L, H, T + 1, T + 1] of `<eos>` and T ids; each row sums to 1."""
+        if self.has_encoder:
+            raise UsageError("attention can be shown of decoder-only models so far")
         self.model.eval()
         inputs = torch.tensor([[self.eos_id, *ids]], device=self.device)
         seen: list[Tensor] = []
