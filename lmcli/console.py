@@ -74,15 +74,6 @@ def reply(as_json: bool, value: Any, text: str) -> None:
         answer(text)
 
 
-def colour(text: str, name: str, mark: str) -> str:
-    """Text in a colour on a terminal, behind a mark elsewhere and under NO_COLOR."""
-    if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
-        return mark + text
-    import click
-
-    return click.style(text, fg=name)
-
-
 def plain(value: Any) -> str:
     """Text as it is, anything else as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -6,7 +6,7 @@ import torch
 from test_dataset import make_store
 from test_model import make
 
-from lmcli.dataset.pairs import PairReader, Pairs, collate, pack
+from lmcli.dataset.buckets import Examples, Pairs, collate, pack
 from lmcli.model.loss import summed_nll
 from lmcli.text.tasks import Template
 from lmcli.training.trainer import forward_nll
@@ -15,13 +15,13 @@ EOS, PAD, SEP = 2, 0, 3
 NONE = Template((), ())
 
 
-def reader(tmp_path, n=300, context=64, encoder=True, template=NONE) -> PairReader:
+def reader(tmp_path, n=300, context=64, encoder=True, template=NONE) -> Examples:
     rng = np.random.default_rng(1)
     (tmp_path / "s").mkdir()
     (tmp_path / "t").mkdir()
     sides = [[rng.integers(4, 50, k).tolist() for k in rng.integers(1, 30, n)] for _ in range(2)]
     stores = [make_store(tmp_path / f, side) for f, side in zip("st", sides, strict=True)]
-    return PairReader(*stores, template, context, encoder, EOS)
+    return Examples(*stores, template, context, encoder, EOS)
 
 
 @pytest.mark.parametrize("encoder", [True, False])

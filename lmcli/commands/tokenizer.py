@@ -16,7 +16,7 @@ from lmcli.commands import options
 from lmcli.commands.creation import Creation, creation_flags
 from lmcli.config.data import ReadConfig, TokenizerConfig
 from lmcli.config.fields import build, pick
-from lmcli.errors import DataError, MissingInputError, UsageError
+from lmcli.errors import DataError
 
 if TYPE_CHECKING:
     from lmcli.text.tokenizer import Tokenizer
@@ -36,16 +36,8 @@ def command() -> None:
 @command.command("train")
 @click.argument("files", nargs=-1, required=True)
 @click.option("--name", metavar="TOKENIZER", required=True, help="Name of the tokenizer.")
-@click.option(
-    "--chat-template",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help='JSON: what stands around a turn, as {"user": "User: {content}<sep>", ..} for each role.',
-)
 @creation_flags(TokenizerConfig, ReadConfig)
-def train(
-    files: tuple[str, ...], name: str, chat_template: Path | None, creation: Creation
-) -> None:
+def train(files: tuple[str, ...], name: str, creation: Creation) -> None:
     """Train a tokenizer on files, folders or globs; - is standard input.
 
     bpe, unigram and wordpiece learn pieces of GPT-2's pre-tokens, char the commonest characters.
@@ -63,40 +55,16 @@ def train(
     config, read = pick(TokenizerConfig, creation.given), pick(ReadConfig, creation.given)
     pattern = None if config.algorithm in ("char", "byte") else "gpt2"
     path = layout.new(creation.root, "tokenizer", name)
-    recipe = {**dataclasses.asdict(config), **dataclasses.asdict(read), "pattern": pattern}
-    if chat_template is not None:
-        recipe["chat_template"] = _chat(chat_template)
     made = creation.make(
         "tokenizer",
         path,
-        recipe,
+        {**dataclasses.asdict(config), **dataclasses.asdict(read), "pattern": pattern},
         {"train": files},
         lambda readers, recorded: tokenizer.build(path, readers["train"], config, recorded),
     )
     if not creation.as_json:
         size = made.config["reached_vocab_size"]
         console.say(f"tokenizer {path.name}: {size:,} tokens")
-
-
-def _chat(path: Path) -> dict[str, str]:
-    """A chat template from its file; UsageError for one that is none."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MissingInputError(f"--chat-template {path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise UsageError(f"--chat-template {path}: {error}") from None
-    roles = {"system", "user", "assistant"}
-    if (
-        not isinstance(found, dict)
-        or set(found) != roles
-        or not all(isinstance(v, str) and v.count("{content}") == 1 for v in found.values())
-    ):
-        raise UsageError(
-            f"--chat-template {path}: it must give system, user and assistant a text that has "
-            "{content} once"
-        )
-    return found
 
 
 @command.command("import")

@@ -60,29 +60,6 @@ class SplitConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairConfig:
-    """Where the two sides of a pair stand, and which pairs are left out."""
-
-    source_key: str | None = option(
-        None, "field or column of sources (a,b: both, by line), or its number in a headless table"
-    )
-    target_key: str | None = option(None, "field or column of targets")
-    pairs: bool = option(
-        False, "JSONL of prompt and completion, or of chat messages, without naming the fields"
-    )
-    max_source_length: int = option(0, "leave out longer sources, in tokens; 0: none", low=0)
-    max_target_length: int = option(0, "leave out longer targets, in tokens; 0: none", low=0)
-    max_length_ratio: float = option(
-        0.0, "leave out pairs with a side so many times longer, in tokens; 0: none", low=0
-    )
-    drop_duplicates: bool = option(False, "leave out pairs that were there before")
-
-    def __post_init__(self) -> None:
-        if (self.source_key is None) != (self.target_key is None):
-            raise UsageError("--source-key and --target-key go together")
-
-
-@dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
     """A tokenizer trained on text."""
 

@@ -36,7 +36,7 @@ def document_hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def split_of(text: str, shares: Shares) -> str:
+def _split_of(text: str, shares: Shares) -> str:
     place = document_hash(text) / 2**64
     test = shares.get("test", 0.0)
     return "test" if place < test else "val" if place < test + shares.get("val", 0.0) else "train"
@@ -54,7 +54,7 @@ def choose_rule(pieces: Iterable[Piece], split_by: str, shares: Shares) -> tuple
     for piece in pieces:
         if piece.starts_document:
             lengths.append(0)
-            missing.discard(split_of(piece.text, shares))
+            missing.discard(_split_of(piece.text, shares))
             if split_by == "auto" and not missing and len(lengths) > FEWEST_TO_HASH:
                 return "hash", []
         lengths[-1] += len(piece.text)
@@ -66,7 +66,7 @@ def choose_rule(pieces: Iterable[Piece], split_by: str, shares: Shares) -> tuple
 def _by_hash(pieces: Iterable[Piece], shares: Shares) -> Iterator[Dealt]:
     for piece in pieces:
         if piece.starts_document:
-            split = split_of(piece.text, shares)
+            split = _split_of(piece.text, shares)
         yield split, piece.text, piece.ends_document
 
 
@@ -131,7 +131,7 @@ class _Builder:
             self.counts[split] |= {"documents": writer.documents, "tokens": writer.tokens}
 
 
-def dealt(readers: Mapping[str, Reader], config: SplitConfig) -> tuple[Shares, list[str]]:
+def _dealt(readers: Mapping[str, Reader], config: SplitConfig) -> tuple[Shares, list[str]]:
     """The shares dealt out of train, and every split there will be."""
     val = 0.0 if "val" in readers else config.val_fraction
     test = 0.0 if "test" in readers else config.test_fraction
@@ -142,7 +142,7 @@ def dealt(readers: Mapping[str, Reader], config: SplitConfig) -> tuple[Shares, l
 
 def preview(readers: Mapping[str, Reader], config: SplitConfig) -> dict[str, Any]:
     """The splits that `build` would write and its rule; reads as much text as that takes."""
-    shares, splits = dealt(readers, config)
+    shares, splits = _dealt(readers, config)
     rule, _ = choose_rule(_apart(readers["train"], "train", {}), config.split_by, shares)
     return {"split_rule": rule, "splits": splits}
 
@@ -161,7 +161,7 @@ def build(
     """
     tokenizer = Tokenizer.load(tokenizer_path / layout.TOKENIZER)
     tokenizer_id = manifest.read(tokenizer_path, "tokenizer", hashes=True).id
-    shares, splits = dealt(readers, config)
+    shares, splits = _dealt(readers, config)
     total = sum(reader.size for reader in readers.values())
     with (
         files.staged_directory(path) as folder,
@@ -191,7 +191,7 @@ def build(
         builder.close()
         for split, counts in builder.counts.items():
             if not counts["documents"]:
-                raise DataError(empty(split, rule))
+                raise DataError(_empty(split, rule))
         data = (tokenizer_path / layout.TOKENIZER).read_bytes()
         files.write_file(folder / layout.TOKENIZER, data)
         skipped = sum(reader.skipped for reader in readers.values())
@@ -222,7 +222,7 @@ def build(
     return result
 
 
-def empty(split: str, rule: str) -> str:
+def _empty(split: str, rule: str) -> str:
     if split == "train":
         return "the train split is empty: all text went to val and test or was left out; give more"
     why = "no document falls into its share"

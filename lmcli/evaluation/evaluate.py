@@ -15,7 +15,7 @@ from lmcli.config.generation import GenerationConfig
 from lmcli.config.model import ModelConfig
 from lmcli.config.scoring import METRICS, ScoringConfig
 from lmcli.dataset.order import permute
-from lmcli.dataset.pairs import Example, PairReader, collate
+from lmcli.dataset.buckets import Example, Examples, collate
 from lmcli.dataset.store import TokenStore
 from lmcli.errors import DataError, UsageError
 from lmcli.inference.engine import Engine
@@ -70,7 +70,7 @@ class SplitScorer:
         tokenizer: Tokenizer,
         model: ModelConfig,
         config: EvaluationConfig,
-        reader: PairReader | None = None,
+        reader: Examples | None = None,
     ) -> None:
         self.context_length = context = model.context_length
         if config.stride > context:
@@ -142,7 +142,7 @@ class Outputs:
 
 def decode_pairs(
     engine: Engine,
-    reader: PairReader,
+    reader: Examples,
     tokenizer: Tokenizer,
     config: GenerationConfig,
     n: int = 0,

@@ -14,7 +14,7 @@ from lmcli.config.model import ModelConfig
 from lmcli.config.training import CHANGEABLE, TrainingConfig
 from lmcli.config.tuning import TuningConfig
 from lmcli.dataset.batches import Batches, Windows
-from lmcli.dataset.pairs import PairReader, Pairs
+from lmcli.dataset.buckets import Examples, Pairs
 from lmcli.dataset.store import Dataset
 from lmcli.errors import DataError, MismatchError, UsageError
 from lmcli.model import lora
@@ -139,7 +139,7 @@ class RunConfig:
             return None
         return tasks.Template.parse(self.tuning.template, tokenizer)
 
-    def reader(self, dataset: Dataset, split: str, tokenizer: Tokenizer) -> PairReader:
+    def reader(self, dataset: Dataset, split: str, tokenizer: Tokenizer) -> Examples:
         """The pairs of a split as this model reads them."""
         template, both = self.template(tokenizer), self.model.arch == "encoder-decoder"
         if template is None:
@@ -147,7 +147,7 @@ class RunConfig:
             text = tasks.template(self.model.arch, self.tuning.task, tokenizer, chat)
             template = tasks.Template.parse(text, tokenizer)
         stores = dataset.sources[split], dataset.splits[split]
-        return PairReader(*stores, template, self.model.context_length, both, tokenizer.eos_id)
+        return Examples(*stores, template, self.model.context_length, both, tokenizer.eos_id)
 
     def batches(self, dataset: Dataset, tokenizer: Tokenizer) -> Batches:
         """What the run is trained on, from the dataset's train split."""

@@ -21,7 +21,7 @@ from lmcli.config.generation import GenerationConfig
 from lmcli.config.scoring import ScoringConfig
 from lmcli.config.training import TrainingConfig
 from lmcli.config.units import show_count
-from lmcli.dataset.pairs import Pairs
+from lmcli.dataset.buckets import Pairs
 from lmcli.dataset.store import Dataset
 from lmcli.errors import MismatchError, UsageError
 from lmcli.evaluation.evaluate import SplitScorer, decode_pairs

@@ -118,28 +118,6 @@ class Reader:
             for i, part in enumerate(parts, 1):
                 yield Piece(part, where, i == 1, i == len(parts))
 
-    def records(self) -> Iterator[tuple[str, Any]]:
-        """(place, record of JSON, row of a table by column name and number, or line of text), of
-        which None is one that cannot be read: what is beside it must go too."""
-        for path in self.paths:
-            name, kind = name_of(path), self.config.format
-            kind = format_of(path) if kind == "auto" else kind
-            units: Iterable[tuple[int, int, Any]] = self._lines(path)
-            if kind in TABLES:
-                units = self._rows(name, units, TABLES[kind])
-            for number, _, data in units:
-                where, found = f"{name}:{number}", data
-                try:
-                    if isinstance(data, bytes):
-                        found = decode(data.rstrip(b"\r\n"), where)
-                    if kind == "jsonl" and found.strip():
-                        found = parse(found, where)
-                except DataError as error:
-                    self._skip(error)
-                    found = None
-                if kind != "jsonl" or found:
-                    yield where, found
-
     def _skip(self, error: DataError) -> None:
         """Counts a document that cannot be read, or passes its error on."""
         if self.config.on_error != "skip":
@@ -149,8 +127,24 @@ class Reader:
     def _text_of(self, record: Any, where: str) -> str:
         """The text field of a table's row, or of a line of JSON."""
         if isinstance(record, bytes):
-            record = parse(decode(record, where), where)
-        return field(record, self.config.text_key, "--text-key", where)
+            try:
+                record = json.loads(decode(record, where))
+            except (ValueError, RecursionError) as error:
+                raise DataError(f"{where}: not valid JSON ({error})") from None
+        key = self.config.text_key
+        if not isinstance(record, dict):
+            raise DataError(f"{where}: not a JSON object but {type(record).__name__}")
+        if key not in record:
+            keys = ", ".join(map(str, list(record)[:6])) or "none"
+            raise DataError(f"{where}: no field {key!r} (--text-key); it has {keys}")
+        text = record[key]
+        if not isinstance(text, str):
+            raise DataError(f"{where}: field {key!r} is not text but {type(text).__name__}")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise DataError(f"{where}: field {key!r} holds half a surrogate pair") from None
+        return text
 
     def _rows(
         self, name: str, lines: Iterable[Line], dialect: dict[str, Any]
@@ -223,32 +217,6 @@ class Reader:
                         offset, size, searched, first = offset + place, 0, 1, False
         if held:
             yield Piece(decode(held, name, offset), name, first)
-
-
-def parse(line: str, where: str) -> dict[str, Any]:
-    """A line of JSON that is an object."""
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not valid JSON ({error})") from None
-    if not isinstance(record, dict):
-        raise DataError(f"{where}: not a JSON object but {type(record).__name__}")
-    return record
-
-
-def field(record: dict[str, Any], key: str, flag: str, where: str) -> str:
-    """The text of a record's field, whose name `flag` gave."""
-    if key not in record:
-        keys = ", ".join(map(str, list(record)[:6])) or "none"
-        raise DataError(f"{where}: no field {key!r} ({flag}); it has {keys}")
-    text = record[key]
-    if not isinstance(text, str):
-        raise DataError(f"{where}: field {key!r} is not text but {type(text).__name__}")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise DataError(f"{where}: field {key!r} holds half a surrogate pair") from None
-    return text
 
 
 def _blocks(lines: Iterable[Line]) -> Iterator[Line]:

@@ -36,7 +36,7 @@ class Example:
         return 0 if self.source is None else len(self.source)
 
 
-class PairReader:
+class Examples:
     """Pair i of a split as an Example that fits the context: a longer source loses its end, a
     target that is longer than the context too."""
 
@@ -141,7 +141,7 @@ class Pairs:
     """
 
     def __init__(
-        self, reader: PairReader, seed: int, batch_tokens: int, pack: bool, pad_id: int
+        self, reader: Examples, seed: int, batch_tokens: int, pack: bool, pad_id: int
     ) -> None:
         if not len(reader):
             raise DataError("the train split has no pairs")
