@@ -31,25 +31,44 @@ class Forks:
             env={**os.environ, **ENVIRONMENT},
         )
         for line in self._warm:
-            self._ask({"args": line, "fork": False})
+            self._ask({"warm": line})
         return self
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
         answer: dict[str, Any] = json.loads(self._process.stdout.readline())
         return answer
 
-    def run(
-        self, *args: object, crash_at: int = 0, strace: Sequence[object] = ()
-    ) -> tuple[int, int, str]:
-        """(exit code or minus the signal, crash points passed, stderr) of one command line.
+    def run(self, *args: object, **how: object) -> tuple[int, int, str]:
+        """(exit code or minus the signal, crash points passed, stderr) of one command line; see
+        `start`."""
+        self.start(*args, **how)
+        return self.end()
+
+    def start(
+        self,
+        *args: object,
+        crash_at: int = 0,
+        strace: Sequence[object] = (),
+        umask: int | None = None,
+    ) -> int:
+        """The pid of a command line, the leader of its own group; `end` comes next.
 
         With `strace`, the options of one that is attached to it from its first call on.
         """
-        request = {"args": args, "crash_at": crash_at, "strace": strace, "fork": True}
-        answer = self._ask(json.loads(json.dumps(request, default=str)))
+        request = {"args": args, "crash_at": crash_at, "strace": strace, "umask": umask}
+        pid: int = self._ask(json.loads(json.dumps(request, default=str)))["pid"]
+        return pid
+
+    def end(self) -> tuple[int, int, str]:
+        """What `run` says, of the command line that was started."""
+        answer = self._answer()
         return answer["code"], answer["points"], answer["err"]
 
     def __exit__(self, *_: object) -> None:
@@ -67,7 +86,7 @@ def _attached(pid: int, options: list[str]) -> subprocess.Popen[str]:
 
 
 def _serve() -> None:
-    answers = os.fdopen(os.dup(1), "w")
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     from lmcli.artifacts import files
     from lmcli.cli import main
@@ -75,12 +94,15 @@ def _serve() -> None:
     scratch = Path(f"/dev/shm/lmcli-forks-{os.getpid()}")
     for line in sys.stdin:
         request = json.loads(line)
-        if not request["fork"]:
-            answer = {"code": main([*request["args"], "-q"])}
+        if "warm" in request:
+            answer = {"code": main([*request["warm"], "-q"])}
         else:
             scratch.write_bytes(b"")
             pid = os.fork()
             if not pid:
+                os.setsid()
+                if request["umask"] is not None:
+                    os.umask(request["umask"])
                 if request["strace"]:
                     os.kill(os.getpid(), signal.SIGSTOP)
                 handle = os.open(scratch, os.O_RDWR | os.O_APPEND)
@@ -98,13 +120,13 @@ def _serve() -> None:
                 os.write(2, f"\n{files._count}".encode())
                 os._exit(code)
             tracer = _attached(pid, request["strace"]) if request["strace"] else None
+            answers.write(json.dumps({"pid": pid}) + "\n")
             code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
             if tracer is not None:
                 tracer.communicate()
             said, _, points = scratch.read_text("utf-8", "replace").rpartition("\n")
             answer = {"code": code, "points": int(points) if code >= 0 else -1, "err": said}
         answers.write(json.dumps(answer) + "\n")
-        answers.flush()
     scratch.unlink(missing_ok=True)
 
 

@@ -1,5 +1,6 @@
 """Signals to real processes: what is worth saving is saved, and nothing and nobody stays behind."""
 
+import os
 import re
 import shutil
 import signal
@@ -24,7 +25,7 @@ TRAIN = [
 ]
 SLOW = [
     *("train", "--data", "corpus", "--name", "base", "--n-layers", "4", "--d-model", "256"),
-    *("--n-heads", "4", "--context-length", "256", "--batch-size", "64", "--threads", "1"),
+    *("--n-heads", "4", "--context-length", "256", "--batch-size", "24", "--threads", "1"),
     *("--steps", "100"),
 ]
 SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")
@@ -39,7 +40,7 @@ def stage():
         shutil.rmtree(root / ".trash")
         end = folder / "end"
         shutil.copytree(root, end)
-        text = corpus(folder, 3_000_000)
+        text = corpus(folder, 1_500_000)
         warm = [[*TRAIN, "--artifacts", str(end)]]
         with Forks(warm) as one, Forks(warm) as two:
             yield root, digest(end / "runs/base"), [one, two], text
@@ -49,28 +50,34 @@ def records(run: Path) -> list[dict]:
     return files.read_log(run / "metrics.jsonl")
 
 
-def mapped(process: subprocess.Popen, library: str) -> bool:
-    return library in Path(f"/proc/{process.pid}/maps").read_text()
+def mapped(pid: int, library: str) -> bool:
+    return library in Path(f"/proc/{pid}/maps").read_text()
 
 
-# When to send the signal.
-PHASES: dict[str, Callable[[subprocess.Popen, Path], bool]] = {
-    "import": lambda process, run: mapped(process, "libtorch"),
-    "first step": lambda process, run: (run / "status.json").exists(),
-    "training": lambda process, run: len(records(run)) >= 25 and records(run)[-1]["step"] % 10 < 8,
-    "saving": lambda process, run: any((run / "checkpoints").glob(".tmp-step-*")),
-    "validation": lambda process, run: (
+# When to send the signal; after the first, to a fork of a process that has imported everything.
+PHASES: dict[str, Callable[[int, Path], bool]] = {
+    "import": lambda pid, run: mapped(pid, "libtorch"),
+    "first step": lambda pid, run: (run / "status.json").exists(),
+    "training": lambda pid, run: len(records(run)) >= 25 and records(run)[-1]["step"] % 10 < 8,
+    "saving": lambda pid, run: any((run / "checkpoints").glob(".tmp-step-*")),
+    "validation": lambda pid, run: (
         (last := records(run)[-1:]) != [] and "loss" in last[0] and last[0]["step"] % 10 == 0
     ),
 }
 
 
-def wait(condition: Callable[[], bool], process: subprocess.Popen, seconds: float = 60.0) -> None:
+def wait(condition: Callable[[], bool], pid: int, seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
+        assert alive(pid) and time.monotonic() < deadline
         time.sleep(0.001)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def group_is_gone(pgid: int, seconds: float = 2.0) -> bool:
@@ -106,12 +113,20 @@ def test_training_finishes_the_step_saves_and_goes_on(stage, tmp_path, name):
     def stop(number: int, phase: str) -> None:
         root = tmp_path / phase
         run = Path(shutil.copytree(base, root)) / "runs/base"
-        process = spawn(*TRAIN, root=root)
-        wait(lambda: PHASES[phase](process, run), process)
-        process.send_signal(getattr(signal, name))
-        _, said = process.communicate(timeout=60)
-        assert process.returncode == 75, (phase, said)
-        assert group_is_gone(process.pid)
+        if phase == "import":
+            process = spawn(*TRAIN, root=root)
+            pid = process.pid
+        else:
+            pid = servers[number].start(*TRAIN, "--artifacts", root)
+        wait(lambda: PHASES[phase](pid, run), pid)
+        os.kill(pid, getattr(signal, name))
+        if phase == "import":
+            said = process.communicate(timeout=60)[1]
+            code = process.returncode
+        else:
+            code, _, said = servers[number].end()
+        assert code == 75, (phase, said)
+        assert group_is_gone(pid)
         assert "Traceback" not in said and f"lmcli: {name}: " in said, (phase, said)
         step = int(re.search(r"saved at step (\d+) of 60", said)[1])
         status = inventory.status(run)
@@ -131,8 +146,8 @@ def test_a_second_signal_leaves_at_once(stage, tmp_path):
         root = tmp_path / first
         run = Path(shutil.copytree(stage[0], root)) / "runs/base"
         process = spawn(*SLOW, root=root)
-        wait(lambda: (run / "status.json").exists(), process)
-        time.sleep(0.5)
+        wait(lambda: (run / "status.json").exists(), process.pid)
+        time.sleep(0.3)
         process.send_signal(getattr(signal, first))
         time.sleep(0.2)
         assert process.poll() is None
@@ -199,7 +214,7 @@ def test_what_has_nothing_to_save_ends_promptly(stage, tmp_path, name):
         shutil.copytree(made, root)
         before = digest(root)
         process = spawn(*words, root=root)
-        wait(lambda: bool(delay) or mapped(process, "libtorch"), process)
+        wait(lambda: bool(delay) or mapped(process.pid, "libtorch"), process.pid)
         time.sleep(delay)
         began = time.monotonic()
         process.send_signal(getattr(signal, which))
@@ -224,11 +239,12 @@ def test_what_has_nothing_to_save_ends_promptly(stage, tmp_path, name):
 
 def test_max_time_stops_in_time(stage, tmp_path):
     line = [*TRAIN, "--batch-size", "24", "--micro-batch-size", "1", "--eval-every", "0"]
+    line += ["--steps", "30"]
     for name in ("whole", "parts"):
         shutil.copytree(stage[0], tmp_path / name)
     began = time.monotonic()
-    code, _, said = stage[2][0].run(*line, "--max-time", "1s", "--artifacts", tmp_path / "parts")
-    assert time.monotonic() - began < 1.2
+    code, _, said = stage[2][0].run(*line, "--max-time", "0.6s", "--artifacts", tmp_path / "parts")
+    assert time.monotonic() - began < 0.8
     assert code == 75 and re.search(r"lmcli: --max-time: saved at step [1-9]", said), said
     for name in ("whole", "parts"):
         code, _, said = stage[2][0].run(*line, "--artifacts", tmp_path / name)
@@ -238,8 +254,8 @@ def test_max_time_stops_in_time(stage, tmp_path):
 
 def test_nohup_stays_in_force(stage, tmp_path):
     root = Path(shutil.copytree(stage[0], tmp_path / "root"))
-    process = spawn(*SLOW, root=root, prefix=["nohup"])
-    wait(lambda: (root / "runs/base/status.json").exists(), process)
+    process = spawn(*TRAIN, "--steps", "100000", root=root, prefix=["nohup"])
+    wait(lambda: (root / "runs/base/status.json").exists(), process.pid)
     process.send_signal(signal.SIGHUP)
     time.sleep(0.3)
     assert process.poll() is None
@@ -250,9 +266,9 @@ def test_nohup_stays_in_force(stage, tmp_path):
 @pytest.mark.parametrize(("when", "name", "code"), [("runs", "SIGTERM", 75), ("", "SIGINT", 130)])
 def test_a_quickstart_that_is_stopped_says_that_it_goes_on(stage, tmp_path, when, name, code):
     root = tmp_path / "root"
-    text = corpus(tmp_path, 200_000 if when else 3_000_000)
+    text = corpus(tmp_path, 60_000 if when else 3_000_000)
     process = spawn("quickstart", text, "--budget", "20s", root=root)
-    wait(lambda: any(root.glob(f"{when}/*/status.json" if when else "tokenizers/*")), process)
+    wait(lambda: any(root.glob(f"{when}/*/status.json" if when else "tokenizers/*")), process.pid)
     time.sleep(0.2)
     process.send_signal(getattr(signal, name))
     _, said = process.communicate(timeout=60)
