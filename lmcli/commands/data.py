@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,13 +10,16 @@ from lmcli import console
 from lmcli.artifacts import layout, manifest
 from lmcli.commands import options
 from lmcli.commands.creation import Creation, creation_flags, summary
-from lmcli.config.data import ReadConfig, SplitConfig
-from lmcli.config.fields import pick
+from lmcli.config.data import PairConfig, ReadConfig, SplitConfig
+from lmcli.config.fields import flag, pick
 from lmcli.config.units import show_bytes
 from lmcli.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from lmcli.dataset.store import Dataset
+    from lmcli.text.readers import Reader
+
+TEXT_ONLY = ("document", "text_key")  # settings that mean nothing for pairs
 
 
 @click.group(short_help="Build, check and show memory-mapped datasets.")
@@ -31,13 +34,19 @@ def command() -> None:
 
 
 @command.command("build")
-@click.argument("files", nargs=-1, required=True)
+@click.argument("files", nargs=-1)
 @click.option("--tokenizer", metavar="TOKENIZER", required=True, help="Tokenizer to encode with.")
 @click.option("--name", metavar="DATASET", required=True, help="Name of the dataset.")
 @click.option("--val", multiple=True, metavar="FILE", help="Files of the val split (repeatable).")
 @click.option("--test", multiple=True, metavar="FILE", help="Files of the test split (repeatable).")
+@click.option("--source", multiple=True, metavar="FILE", help="Lines of sources (repeatable).")
+@click.option("--target", multiple=True, metavar="FILE", help="Lines that go with them.")
+@click.option("--val-source", multiple=True, metavar="FILE", help="The same for the val split.")
+@click.option("--val-target", multiple=True, metavar="FILE", help="The same for the val split.")
+@click.option("--test-source", multiple=True, metavar="FILE", help="The same for the test split.")
+@click.option("--test-target", multiple=True, metavar="FILE", help="The same for the test split.")
 @click.option("--dry-run", is_flag=True, help="Say what would be read and written, and stop.")
-@creation_flags(SplitConfig, ReadConfig)
+@creation_flags(PairConfig, SplitConfig, ReadConfig)
 def build(
     files: tuple[str, ...],
     tokenizer: str,
@@ -46,11 +55,16 @@ def build(
     test: tuple[str, ...],
     dry_run: bool,
     creation: Creation,
+    **sides: tuple[str, ...],
 ) -> None:
     """Encode text into a dataset with train, val and test splits; - is standard input.
 
     Documents are dealt by a hash of their text; fewer than 20 are each cut by position, at a line
     end. With --val or --test files, only those make up that split.
+
+    Pairs of a source and a target come from parallel lines (--source, --target), from two fields of
+    records (--source-key, --target-key), or from JSONL with prompt and completion or a chat in
+    messages (--pairs). They are dealt by the source. What was dropped is counted.
 
     \b
     Examples:
@@ -58,34 +72,89 @@ def build(
       lmcli data build train/ --val valid.txt --test-fraction 0 --tokenizer bpe8k --name corpus
       lmcli data build 'c4/*.jsonl.gz' --tokenizer bpe32k --name c4 --on-error skip
       zcat dump.gz | lmcli data build - --document line --tokenizer bpe32k --name dump
+      lmcli data build --source train.en --target train.de --tokenizer bpe --name pairs
+      lmcli data build en-zh.tsv --source-key en --target-key zh --tokenizer bpe --name pairs
     """
-    from lmcli.dataset.build import build as build_dataset
-    from lmcli.dataset.build import preview
+    from lmcli.dataset import build as texts
 
     split, read = pick(SplitConfig, creation.given), pick(ReadConfig, creation.given)
+    pair = pick(PairConfig, creation.given)
+    of_pairs = _of_pairs(bool(files), bool(val or test), sides, creation.given)
     path = layout.new(creation.root, "dataset", name)
     tokenizer_path = layout.find(creation.root, tokenizer, "tokenizer")
-    parents = {"tokenizer": manifest.read(tokenizer_path, "tokenizer").id}
+    made = manifest.read(tokenizer_path, "tokenizer")
+    parents = {"tokenizer": made.id}
     inputs = {"train": files, "val": val, "test": test}
+    if any(sides.values()):
+        names = {
+            (s, i): f"{s}_{i}".removeprefix("train_") for s in layout.SPLITS for i in layout.SIDES
+        }
+        inputs = {layout.side(*key): sides[name] for key, name in names.items()}
     if dry_run:
         from lmcli.text.readers import Reader
 
         readers = {s: Reader(f, read, creation.exclude) for s, f in inputs.items() if f}
         found = {s: {"files": len(r.paths), "bytes": r.size} for s, r in readers.items()}
         lines = [(s, f"{v['files']:,} files, {show_bytes(v['bytes'])}") for s, v in found.items()]
-        plan = preview(readers, split)
+        by_hash = {"split_rule": "hash", "splits": texts.deal(_by_split(readers), split)[1]}
+        plan: dict[str, Any] = by_hash if of_pairs else texts.preview(readers, split)
         facts = {"name": name, "path": str(path), "exists": path.exists(), "read": found, **plan}
         lines += [("to write", ", ".join(plan["splits"])), ("split by", plan["split_rule"])]
         console.reply(creation.as_json, facts, console.listing([("dataset", path), *lines]))
         return
-    creation.make(
-        "dataset",
-        path,
-        dataclasses.asdict(split) | dataclasses.asdict(read),
-        inputs,
-        lambda readers, recorded: build_dataset(path, readers, tokenizer_path, split, recorded),
-        parents,
-    )
+    recorded = dataclasses.asdict(split) | dataclasses.asdict(read)
+
+    def build_dataset(readers: dict[str, "Reader"], recorded: dict[str, Any]) -> manifest.Manifest:
+        if not of_pairs:
+            return texts.build(path, readers, tokenizer_path, split, recorded)
+        from lmcli.dataset import pairs
+
+        by_split = _by_split(readers)
+        return pairs.build(path, by_split, tokenizer_path, split, pair, template, recorded)
+
+    if of_pairs:
+        from lmcli.text import chat
+
+        template = made.config.get("chat_template") or chat.DEFAULT
+        recorded |= dataclasses.asdict(pair) | {"form": "pairs", "chat_template": template}
+        recorded = {k: v for k, v in recorded.items() if k not in (*TEXT_ONLY, "pairs")}
+    creation.make("dataset", path, recorded, inputs, build_dataset, parents)
+
+
+def _of_pairs(
+    files: bool, held_out: bool, sides: dict[str, tuple[str, ...]], given: dict[str, Any]
+) -> bool:
+    """Whether pairs were asked for; UsageError for flags that do not go together."""
+    parallel, keys = any(sides.values()), "source_key" in given or "target_key" in given
+    if parallel and (files or held_out or keys):
+        raise UsageError(
+            "--source and --target name parallel lines, held out by --val-source and --val-target "
+            "and so on; FILES, --val, --test and the keys are for records or text"
+        )
+    if not parallel and not files:
+        raise UsageError("nothing to read: name FILES, or parallel lines by --source and --target")
+    if parallel:
+        for name, named in sides.items():
+            other = name.replace("source", "@").replace("target", "source").replace("@", "target")
+            if not named and (sides[other] or name == "source"):
+                raise UsageError(f"{flag(name)} is missing")
+    of_pairs = parallel or keys or bool(given.get("pairs"))
+    wrong = TEXT_ONLY if of_pairs else tuple(f.name for f in dataclasses.fields(PairConfig))
+    for name in wrong:
+        if given.get(name):
+            form = "a dataset of text" if of_pairs else "pairs (--source, --source-key or --pairs)"
+            raise UsageError(f"{flag(name)} is for {form}")
+    if of_pairs and given.get("split_by") == "position":
+        raise UsageError("--split-by position would cut pairs; they are dealt by hash")
+    return of_pairs
+
+
+def _by_split(readers: "dict[str, Reader]") -> "dict[str, list[Reader]]":
+    """The readers of each split: one of records, or those of sources and targets in this order."""
+    found: dict[str, list[Reader]] = {}
+    for name, reader in readers.items():
+        found.setdefault(name.partition(".")[0], []).append(reader)
+    return found
 
 
 def _open(root: Path, reference: str) -> "Dataset":

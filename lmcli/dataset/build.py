@@ -7,10 +7,10 @@ its first part to train and its last parts to val and test.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lmcli import console
 from lmcli.artifacts import files, layout, manifest
@@ -27,6 +27,8 @@ from lmcli.text.tokenizer import Tokenizer
 FEWEST_TO_HASH = 20
 BATCH_CHARS = 2**20
 
+T = TypeVar("T")
+P = TypeVar("P", bound=Piece)
 Shares = Mapping[str, float]  # of the splits that are dealt, in the order of a cut document
 Dealt = tuple[str, str, bool]  # split, text, ends the document
 
@@ -36,7 +38,7 @@ def document_hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def _split_of(text: str, shares: Shares) -> str:
+def split_of(text: str, shares: Shares) -> str:
     place = document_hash(text) / 2**64
     test = shares.get("test", 0.0)
     return "test" if place < test else "val" if place < test + shares.get("val", 0.0) else "train"
@@ -54,7 +56,7 @@ def choose_rule(pieces: Iterable[Piece], split_by: str, shares: Shares) -> tuple
     for piece in pieces:
         if piece.starts_document:
             lengths.append(0)
-            missing.discard(_split_of(piece.text, shares))
+            missing.discard(split_of(piece.text, shares))
             if split_by == "auto" and not missing and len(lengths) > FEWEST_TO_HASH:
                 return "hash", []
         lengths[-1] += len(piece.text)
@@ -66,7 +68,7 @@ def choose_rule(pieces: Iterable[Piece], split_by: str, shares: Shares) -> tuple
 def _by_hash(pieces: Iterable[Piece], shares: Shares) -> Iterator[Dealt]:
     for piece in pieces:
         if piece.starts_document:
-            split = _split_of(piece.text, shares)
+            split = split_of(piece.text, shares)
         yield split, piece.text, piece.ends_document
 
 
@@ -92,6 +94,19 @@ def _by_position(pieces: Iterable[Piece], lengths: list[int], shares: Shares) ->
         place += len(text)
 
 
+def batched(items: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:
+    """Lists of about BATCH_CHARS characters, for the tokenizer."""
+    held: list[T] = []
+    total = 0
+    for item in items:
+        held.append(item)
+        total += size(item)
+        if total >= BATCH_CHARS:
+            yield held
+            held, total = [], 0
+    yield held
+
+
 class _Builder:
     """Encodes dealt text in batches and counts what went where."""
 
@@ -106,15 +121,9 @@ class _Builder:
         self.counts = {s: {"documents": 0, "tokens": 0, "bytes": 0, "words": 0} for s in splits}
 
     def run(self, dealt: Iterable[Dealt]) -> None:
-        held: list[Dealt] = []
-        size = 0
-        for part in self._progress.over(dealt, lambda part: len(part[1].encode())):
-            held.append(part)
-            size += len(part[1])
-            if size >= BATCH_CHARS:
-                self._encode(held)
-                held, size = [], 0
-        self._encode(held)
+        parts = self._progress.over(dealt, lambda part: len(part[1].encode()))
+        for held in batched(parts, lambda part: len(part[1])):
+            self._encode(held)
 
     def _encode(self, held: list[Dealt]) -> None:
         encoded = self._tokenizer.encode_batch([text for _, text, _ in held])
@@ -131,7 +140,7 @@ class _Builder:
             self.counts[split] |= {"documents": writer.documents, "tokens": writer.tokens}
 
 
-def _dealt(readers: Mapping[str, Reader], config: SplitConfig) -> tuple[Shares, list[str]]:
+def deal(readers: Mapping[str, Any], config: SplitConfig) -> tuple[Shares, list[str]]:
     """The shares dealt out of train, and every split there will be."""
     val = 0.0 if "val" in readers else config.val_fraction
     test = 0.0 if "test" in readers else config.test_fraction
@@ -142,8 +151,8 @@ def _dealt(readers: Mapping[str, Reader], config: SplitConfig) -> tuple[Shares, 
 
 def preview(readers: Mapping[str, Reader], config: SplitConfig) -> dict[str, Any]:
     """The splits that `build` would write and its rule; reads as much text as that takes."""
-    shares, splits = _dealt(readers, config)
-    rule, _ = choose_rule(_apart(readers["train"], "train", {}), config.split_by, shares)
+    shares, splits = deal(readers, config)
+    rule, _ = choose_rule(readers["train"].pieces(), config.split_by, shares)
     return {"split_rule": rule, "splits": splits}
 
 
@@ -159,27 +168,22 @@ def build(
     `readers` has one for train, and for val and test where they do not come out of train. Raises
     DataError for an empty split or a document that stands in two splits.
     """
-    tokenizer = Tokenizer.load(tokenizer_path / layout.TOKENIZER)
-    tokenizer_id = manifest.read(tokenizer_path, "tokenizer", hashes=True).id
-    shares, splits = _dealt(readers, config)
-    total = sum(reader.size for reader in readers.values())
-    with (
-        files.staged_directory(path) as folder,
-        console.Progress("encoding", total, "bytes") as progress,
-    ):
+    shares, splits = deal(readers, config)
+
+    def fill(folder: Path, tokenizer: Tokenizer, progress: console.Progress) -> dict[str, Any]:
         builder = _Builder(folder, tokenizer, splits, progress)
         held_out: dict[int, str] = {}
+
+        def pieces(split: str) -> Iterator[Piece]:
+            return apart(readers[split].pieces(), readers[split], split, held_out)
+
         for split in ("val", "test"):
             if split in readers:
-                pieces = _apart(readers[split], split, held_out)
-                builder.run((split, p.text, p.ends_document) for p in pieces)
+                builder.run((split, p.text, p.ends_document) for p in pieces(split))
         # Apart before dealing: what position cut out no longer looks like its document.
-        rule, lengths = choose_rule(
-            _apart(readers["train"], "train", held_out), config.split_by, shares
-        )
-        train = _apart(readers["train"], "train", held_out)
+        rule, lengths = choose_rule(pieces("train"), config.split_by, shares)
         if rule == "hash":
-            builder.run(_by_hash(train, shares))
+            builder.run(_by_hash(pieces("train"), shares))
         else:
             if config.split_by == "auto":
                 few = "1 document is" if len(lengths) == 1 else f"{len(lengths)} documents are"
@@ -187,34 +191,59 @@ def build(
                     f"{few} too few to split by hash: each is cut by position, "
                     "at a line end, into train, val and test"
                 )
-            builder.run(_by_position(train, lengths, shares))
+            builder.run(_by_position(pieces("train"), lengths, shares))
         builder.close()
-        for split, counts in builder.counts.items():
+        return {
+            "split_rule": rule,
+            "splits": builder.counts,
+            "skipped": sum(reader.skipped for reader in readers.values()),
+            "losses": None if tokenizer.exact else builder.losses.facts(),
+        }
+
+    size = sum(reader.size for reader in readers.values())
+    return assemble(path, tokenizer_path, size, recorded, fill)
+
+
+def assemble(
+    path: Path,
+    tokenizer_path: Path,
+    size: int,
+    recorded: dict[str, Any],
+    fill: Callable[[Path, Tokenizer, console.Progress], dict[str, Any]],
+) -> Manifest:
+    """The dataset whose splits `fill` writes into a staged folder; it returns what came of it.
+
+    `size` is what there is to read, in bytes. Raises DataError for an empty split.
+    """
+    tokenizer = Tokenizer.load(tokenizer_path / layout.TOKENIZER)
+    tokenizer_id = manifest.read(tokenizer_path, "tokenizer", hashes=True).id
+    with (
+        files.staged_directory(path) as folder,
+        console.Progress("encoding", size, "bytes") as progress,
+    ):
+        came = fill(folder, tokenizer, progress)
+        for split, counts in came["splits"].items():
             if not counts["documents"]:
-                raise DataError(_empty(split, rule))
+                raise DataError(_empty(split, came["split_rule"]))
         data = (tokenizer_path / layout.TOKENIZER).read_bytes()
         files.write_file(folder / layout.TOKENIZER, data)
-        skipped = sum(reader.skipped for reader in readers.values())
         made = {
             **recorded,
             "vocab_size": tokenizer.vocab_size,
             "eos_id": tokenizer.eos_id,
             "order": order.NAME,
-            "split_rule": rule,
-            "splits": builder.counts,
-            "skipped": skipped,
-            "losses": None if tokenizer.exact else builder.losses.facts(),
+            **came,
         }
         result = manifest.write(folder, "dataset", path.name, {"tokenizer": tokenizer_id}, made)
-    if skipped:
+    if skipped := came["skipped"]:
         console.warn(f"{skipped} documents could not be read or stood in two splits; left out")
-    if builder.losses.dropped or builder.losses.added:
-        dropped, added, most = builder.losses.facts().values()
+    if (losses := came["losses"]) and (losses["dropped"] or losses["added"]):
+        dropped, added, most = losses.values()
         console.warn(
             f"the tokenizer does not give back this text: {dropped:,} characters dropped, "
             f"{added:,} added; most of all {json.dumps(''.join(most), ensure_ascii=False)}"
         )
-    for split, counts in builder.counts.items():
+    for split, counts in came["splits"].items():
         console.say(
             f"{split}: {counts['documents']:,} documents, {show_count(counts['tokens'])} tokens, "
             f"{show_bytes(counts['bytes'])}"
@@ -234,28 +263,28 @@ def _empty(split: str, rule: str) -> str:
     )
 
 
-def _apart(reader: Reader, split: str, held_out: dict[int, str]) -> Iterator[Piece]:
-    """The reader's pieces without the documents that another split holds.
+def apart(pieces: Iterable[P], reader: Reader, split: str, held_out: dict[int, str]) -> Iterator[P]:
+    """The pieces that `reader` read without the documents that another split holds.
 
     Those of val and test are noted in `held_out`; one in both is an error, one in train too unless
     `--on-error skip` leaves it out there.
     """
     other = split
-    for piece in reader.pieces():
+    for piece in pieces:
         if piece.starts_document and (held_out or split != "train"):
             key = document_hash(piece.text)
             other = held_out.get(key, split)
             if split != "train":
                 if other != split:
                     raise DataError(
-                        f"{piece.where}: this document stands in val and in test; leave one out"
+                        f"{piece.where}: this {piece.NOUN} stands in val and in test; leave one out"
                     )
                 held_out[key] = split
             elif other != split:
                 if reader.config.on_error != "skip":
                     raise DataError(
-                        f"{piece.where}: this document stands in train and in {other}; remove it, "
-                        "or use --on-error skip to leave it out of train"
+                        f"{piece.where}: this {piece.NOUN} stands in train and in {other}; remove "
+                        "it, or use --on-error skip to leave it out of train"
                     )
                 reader.skipped += 1
         if other == split:

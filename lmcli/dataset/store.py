@@ -2,8 +2,11 @@
 
 <split>.bin  little-endian ids, uint16 if vocab_size <= 65536 else uint32; documents end in <eos>
 <split>.idx  int64 cumulative offsets in tokens, first 0; idx[-1] * itemsize == size of .bin
+
+Of pairs, <split>.source.bin and <split>.target.bin: pair i is document i of both.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +17,8 @@ from lmcli.artifacts.files import Stream
 from lmcli.artifacts.manifest import Manifest
 from lmcli.errors import DataError
 
-COUNTS = {"documents", "tokens", "bytes", "words"}
+COUNTS = ("documents", "tokens", "bytes", "words")  # of pairs: those of the targets
+PAIR_COUNTS = (*COUNTS, "source_tokens", "source_bytes")
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -116,11 +120,16 @@ class TokenStore:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A built dataset: its manifest and the splits it has."""
+    """A built dataset: its manifest and the splits it has.
+
+    Of pairs, `splits` are the targets and `sources` what they belong to; of text, `sources` is
+    empty.
+    """
 
     path: Path
     manifest: Manifest
     splits: dict[str, TokenStore]
+    sources: dict[str, TokenStore] = dataclasses.field(default_factory=dict)
 
     @property
     def vocab_size(self) -> int:
@@ -130,21 +139,32 @@ class Dataset:
     def open(cls, path: Path, hashes: bool = False) -> "Dataset":
         """Raises DataError (incomplete, truncated; with `hashes` any change) or MismatchError."""
         found = manifest.read(path, "dataset", hashes)
-        names = [s for s in layout.SPLITS if f"{s}.bin" in found.files]
+        form = found.config.get("form", "text")
+        keys, sides = (PAIR_COUNTS, layout.SIDES) if form == "pairs" else (COUNTS, ("",))
+        stores = {s: [layout.side(s, side) for side in sides] for s in layout.SPLITS}
+        names = [s for s in layout.SPLITS if f"{stores[s][-1]}.bin" in found.files]
         vocab_size, splits = found.config.get("vocab_size"), found.config.get("splits", {})
         counts = [splits.get(s) for s in names]
         if (
             type(vocab_size) is not int
             or not {"split_rule"} <= found.config.keys()
             or "tokenizer" not in found.parents
-            or not all(isinstance(c, dict) and c.keys() >= COUNTS for c in counts)
+            or form not in ("text", "pairs")
+            or not all(isinstance(c, dict) and c.keys() >= {*keys} for c in counts)
             or not all(type(number) is int for c in counts for number in c.values())
         ):
             raise DataError(f"{path / layout.MANIFEST}: not a dataset's; rebuild it")
-        splits = {s: TokenStore(path, s, vocab_size) for s in names}
-        if "train" not in splits:
+        opened = {s: [TokenStore(path, name, vocab_size) for name in stores[s]] for s in names}
+        if "train" not in opened:
             raise DataError(f"{path}: no train split; rebuild the dataset")
-        return cls(path, found, splits)
+        for source, target in ((each[0], each[-1]) for each in opened.values()):
+            if source.n_documents != target.n_documents:
+                raise DataError(
+                    f"{target.bin}: {target.n_documents} targets to {source.n_documents} sources; "
+                    "rebuild the dataset"
+                )
+        splits = {s: each[-1] for s, each in opened.items()}
+        return cls(path, found, splits, {s: each[0] for s, each in opened.items() if each[1:]})
 
 
 def format_problems(path: Path) -> list[str]:
@@ -154,7 +174,7 @@ def format_problems(path: Path) -> list[str]:
         dataset = Dataset.open(path)
     except DataError as error:
         return [str(error)]
-    for store in dataset.splits.values():
+    for store in (*dataset.sources.values(), *dataset.splits.values()):
         try:
             store.check_ids(dataset.manifest.config.get("eos_id"))
         except DataError as error:
