@@ -1,6 +1,8 @@
 """lmcli data"""
 
 import dataclasses
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ from lmcli.errors import DataError, UsageError
 if TYPE_CHECKING:
     from lmcli.dataset.store import Dataset
     from lmcli.text.readers import Reader
+    from lmcli.text.tokenizer import Tokenizer
 
 TEXT_ONLY = ("document", "text_key")  # settings that mean nothing for pairs
 
@@ -179,15 +182,23 @@ def info(dataset: str, root: Path, as_json: bool) -> None:
         console.answer_json(summary(made.name, made) | {"parents": made.parents})
         return
     rows = []
+    keys = ("documents", *(("source_tokens",) if found.sources else ()), "tokens", "bytes")
     for split in found.splits:
         c = config["splits"][split]
-        counts = [f"{c[key]:,}" for key in ("documents", "tokens", "bytes")]
+        counts = [f"{c[key]:,}" for key in keys]
         rows.append((split, *counts, f"{c['bytes'] / max(1, c['tokens']):.2f}"))
-    console.answer(console.table(rows, ("split", "documents", "tokens", "bytes", "bytes/token")))
+    titles = [key.replace("_", " ") for key in keys]
+    console.answer(console.table(rows, ("split", *titles, "bytes/token")))
     console.answer(
         f"vocabulary {config['vocab_size']:,}, split by {config['split_rule']}, "
         f"tokenizer {made.parents['tokenizer'][:12]}, id {made.id[:12]}"
     )
+    if found.sources:
+        dropped = [f"{n:,} by {reason}" for reason, n in config["dropped"].items() if n]
+        console.answer(
+            "pairs: tokens and bytes are those of the targets; "
+            f"dropped: {', '.join(dropped) or 'none'}"
+        )
 
 
 @command.command("verify")
@@ -229,6 +240,9 @@ def show(
 ) -> None:
     """Print documents of a split as they were stored, decoded.
 
+    Pairs are the source, then the target in colour: every token there counts in the loss, none of
+    the source does. In a pipe, or with NO_COLOR, [source] and [target] say so.
+
     \b
     Examples:
       lmcli data show corpus --split val
@@ -246,8 +260,30 @@ def show(
     chosen = [document] if document is not None else range(min(limit, store.n_documents))
     for i in chosen:
         ids = store.document(i).tolist()
-        if as_json:
+        if found.sources:
+            _show_pair(i, found.sources[split].document(i).tolist(), ids, tokenizer, as_json)
+        elif as_json:
             console.answer_json({"document": i, "tokens": len(ids), "text": tokenizer.decode(ids)})
         else:
             console.say(f"--- {split} document {i}: {len(ids)} tokens")
             console.answer_bytes(tokenizer.decode_bytes(ids))
+
+
+def _show_pair(
+    i: int, source: list[int], target: list[int], tokenizer: "Tokenizer", as_json: bool
+) -> None:
+    """One pair; special tokens are spelled, but under --json not the `<eos>` of either side."""
+    if as_json:
+        texts = [tokenizer.spell(ids[:-1]).decode("utf-8", "replace") for ids in (source, target)]
+        lengths = {"source_tokens": len(source), "target_tokens": len(target)}
+        console.answer_json({"document": i, "source": texts[0], "target": texts[1], **lengths})
+        return
+    console.say(
+        f"--- pair {i}: {len(source)} source tokens, {len(target)} target tokens in the loss"
+    )
+    coloured = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    for mark, colour, ids in ((b"[source] ", b"", source), (b"[target] ", b"\x1b[32m", target)):
+        text = tokenizer.spell(ids)
+        console.answer_bytes(
+            b"".join((colour, text, colour and b"\x1b[0m")) if coloured else mark + text
+        )

@@ -150,6 +150,7 @@ class Dataset:
             or not {"split_rule"} <= found.config.keys()
             or "tokenizer" not in found.parents
             or form not in ("text", "pairs")
+            or (form == "pairs" and not isinstance(found.config.get("dropped"), dict))
             or not all(isinstance(c, dict) and c.keys() >= {*keys} for c in counts)
             or not all(type(number) is int for c in counts for number in c.values())
         ):
