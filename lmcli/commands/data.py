@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from lmcli.text.readers import Reader
     from lmcli.text.tokenizer import Tokenizer
 
+SIDES = {(s, i): f"{s}_{i}".removeprefix("train_") for s in layout.SPLITS for i in layout.SIDES}
 TEXT_ONLY = ("document", "text_key")  # settings that mean nothing for pairs
 
 
@@ -36,18 +38,21 @@ def command() -> None:
     """
 
 
+def _side_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--source`, `--target` and those of val and test, as the parameters of `SIDES`."""
+    for (split, side), name in reversed(SIDES.items()):
+        text = f"Lines of {side}s of the {split} split, parallel to the others (repeatable)."
+        function = click.option(flag(name), multiple=True, metavar="FILE", help=text)(function)
+    return function
+
+
 @command.command("build")
 @click.argument("files", nargs=-1)
 @click.option("--tokenizer", metavar="TOKENIZER", required=True, help="Tokenizer to encode with.")
 @click.option("--name", metavar="DATASET", required=True, help="Name of the dataset.")
 @click.option("--val", multiple=True, metavar="FILE", help="Files of the val split (repeatable).")
 @click.option("--test", multiple=True, metavar="FILE", help="Files of the test split (repeatable).")
-@click.option("--source", multiple=True, metavar="FILE", help="Lines of sources (repeatable).")
-@click.option("--target", multiple=True, metavar="FILE", help="Lines that go with them.")
-@click.option("--val-source", multiple=True, metavar="FILE", help="The same for the val split.")
-@click.option("--val-target", multiple=True, metavar="FILE", help="The same for the val split.")
-@click.option("--test-source", multiple=True, metavar="FILE", help="The same for the test split.")
-@click.option("--test-target", multiple=True, metavar="FILE", help="The same for the test split.")
+@_side_options
 @click.option("--dry-run", is_flag=True, help="Say what would be read and written, and stop.")
 @creation_flags(PairConfig, SplitConfig, ReadConfig)
 def build(
@@ -89,10 +94,7 @@ def build(
     parents = {"tokenizer": made.id}
     inputs = {"train": files, "val": val, "test": test}
     if any(sides.values()):
-        names = {
-            (s, i): f"{s}_{i}".removeprefix("train_") for s in layout.SPLITS for i in layout.SIDES
-        }
-        inputs = {layout.side(*key): sides[name] for key, name in names.items()}
+        inputs = {layout.side(*key): sides[name] for key, name in SIDES.items()}
     if dry_run:
         from lmcli.text.readers import Reader
 
@@ -137,10 +139,10 @@ def _of_pairs(
     if not parallel and not files:
         raise UsageError("nothing to read: name FILES, or parallel lines by --source and --target")
     if parallel:
-        for name, named in sides.items():
-            other = name.replace("source", "@").replace("target", "source").replace("@", "target")
-            if not named and (sides[other] or name == "source"):
-                raise UsageError(f"{flag(name)} is missing")
+        for (split, _), name in SIDES.items():
+            wanted = split == "train" or any(sides[n] for (s, _), n in SIDES.items() if s == split)
+            if wanted and not sides[name]:
+                raise UsageError(f"{flag(name)} is missing: sources and targets go together")
     of_pairs = parallel or keys or bool(given.get("pairs"))
     wrong = TEXT_ONLY if of_pairs else tuple(f.name for f in dataclasses.fields(PairConfig))
     for name in wrong:

@@ -7,10 +7,11 @@ its first part to train and its last parts to val and test.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import accumulate
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate, repeat
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from lmcli import console
 from lmcli.artifacts import files, layout, manifest
@@ -18,19 +19,17 @@ from lmcli.artifacts.manifest import Manifest
 from lmcli.config.data import SplitConfig
 from lmcli.config.units import show_bytes, show_count
 from lmcli.dataset import order
-from lmcli.dataset.store import StoreWriter
+from lmcli.dataset.store import COUNTS, StoreWriter
 from lmcli.errors import DataError
 from lmcli.text.compression import Losses
 from lmcli.text.readers import Piece, Reader
 from lmcli.text.tokenizer import Tokenizer
 
 FEWEST_TO_HASH = 20
-BATCH_CHARS = 2**20
+BATCH_BYTES = 2**20
 
-T = TypeVar("T")
 P = TypeVar("P", bound=Piece)
 Shares = Mapping[str, float]  # of the splits that are dealt, in the order of a cut document
-Dealt = tuple[str, str, bool]  # split, text, ends the document
 
 
 def document_hash(text: str) -> int:
@@ -38,7 +37,7 @@ def document_hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def split_of(text: str, shares: Shares) -> str:
+def _split_of(text: str, shares: Shares) -> str:
     place = document_hash(text) / 2**64
     test = shares.get("test", 0.0)
     return "test" if place < test else "val" if place < test + shares.get("val", 0.0) else "train"
@@ -56,7 +55,7 @@ def choose_rule(pieces: Iterable[Piece], split_by: str, shares: Shares) -> tuple
     for piece in pieces:
         if piece.starts_document:
             lengths.append(0)
-            missing.discard(split_of(piece.text, shares))
+            missing.discard(_split_of(piece.text, shares))
             if split_by == "auto" and not missing and len(lengths) > FEWEST_TO_HASH:
                 return "hash", []
         lengths[-1] += len(piece.text)
@@ -65,14 +64,16 @@ def choose_rule(pieces: Iterable[Piece], split_by: str, shares: Shares) -> tuple
     return "position", lengths
 
 
-def _by_hash(pieces: Iterable[Piece], shares: Shares) -> Iterator[Dealt]:
+def by_hash(pieces: Iterable[P], shares: Shares) -> Iterator[tuple[str, P]]:
     for piece in pieces:
         if piece.starts_document:
-            split = split_of(piece.text, shares)
-        yield split, piece.text, piece.ends_document
+            split = _split_of(piece.text, shares)
+        yield split, piece
 
 
-def _by_position(pieces: Iterable[Piece], lengths: list[int], shares: Shares) -> Iterator[Dealt]:
+def _by_position(
+    pieces: Iterable[Piece], lengths: list[int], shares: Shares
+) -> Iterator[tuple[str, Piece]]:
     """Cuts each document at the first line end after its train share, then after its val share."""
     splits = list(shares)
     document = -1
@@ -87,57 +88,68 @@ def _by_position(pieces: Iterable[Piece], lengths: list[int], shares: Shares) ->
                 cut = text.find("\n", max(0, int(ends[part]) - place - 1))
             if cut < 0 or (cut + 1 == len(text) and piece.ends_document):
                 break
-            yield splits[part], text[: cut + 1], True
+            yield splits[part], Piece(text[: cut + 1], piece.where)
             place, text, part = place + cut + 1, text[cut + 1 :], part + 1
         if text or piece.ends_document:
-            yield splits[part], text, piece.ends_document
+            yield splits[part], Piece(text, piece.where, ends_document=piece.ends_document)
         place += len(text)
 
 
-def batched(items: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:
-    """Lists of about BATCH_CHARS characters, for the tokenizer."""
-    held: list[T] = []
-    total = 0
-    for item in items:
-        held.append(item)
-        total += size(item)
-        if total >= BATCH_CHARS:
-            yield held
-            held, total = [], 0
-    yield held
-
-
-class _Builder:
+class Builder(Generic[P]):
     """Encodes dealt text in batches and counts what went where."""
 
+    sides: tuple[str, ...] = ("",)
+
     def __init__(
-        self, folder: Path, tokenizer: Tokenizer, splits: list[str], progress: console.Progress
+        self,
+        folder: Path,
+        tokenizer: Tokenizer,
+        splits: list[str],
+        progress: console.Progress,
     ) -> None:
-        self._tokenizer, self._progress = tokenizer, progress
-        self._writers = {
-            s: StoreWriter(folder, s, tokenizer.vocab_size, tokenizer.eos_id) for s in splits
+        self.tokenizer, self._progress = tokenizer, progress
+        vocab_size, eos_id = tokenizer.vocab_size, tokenizer.eos_id
+        self.writers = {
+            s: [StoreWriter(folder, layout.side(s, i), vocab_size, eos_id) for i in self.sides]
+            for s in splits
         }
         self.losses = Losses()
-        self.counts = {s: {"documents": 0, "tokens": 0, "bytes": 0, "words": 0} for s in splits}
+        self.counts = {s: Counter[str]() for s in splits}
 
-    def run(self, dealt: Iterable[Dealt]) -> None:
-        parts = self._progress.over(dealt, lambda part: len(part[1].encode()))
-        for held in batched(parts, lambda part: len(part[1])):
-            self._encode(held)
+    def run(self, dealt: Iterable[tuple[str, P]]) -> None:
+        held: list[tuple[str, P]] = []
+        size = 0
+        for part in self._progress.over(dealt, lambda part: part[1].size):
+            held.append(part)
+            size += part[1].size
+            if size >= BATCH_BYTES:
+                self._encode(held)
+                held, size = [], 0
+        self._encode(held)
 
-    def _encode(self, held: list[Dealt]) -> None:
-        encoded = self._tokenizer.encode_batch([text for _, text, _ in held])
-        for (split, text, ends_document), ids in zip(held, encoded, strict=True):
-            self._writers[split].add(ids, ends_document)
-            self.counts[split]["bytes"] += len(text.encode())
-            self.counts[split]["words"] += len(text.split())
-            if not self._tokenizer.exact:
-                self.losses.add(text, self._tokenizer.decode(ids))
+    def _encode(self, held: list[tuple[str, P]]) -> None:
+        encoded = self.tokenizer.encode_batch([piece.text for _, piece in held])
+        for (split, piece), ids in zip(held, encoded, strict=True):
+            self.writers[split][0].add(ids, piece.ends_document)
+            self._count(split, piece.text, ids)
 
-    def close(self) -> None:
-        for split, writer in self._writers.items():
-            writer.close()
-            self.counts[split] |= {"documents": writer.documents, "tokens": writer.tokens}
+    def _count(self, split: str, text: str, ids: list[int], prefix: str = "") -> None:
+        self.counts[split][f"{prefix}bytes"] += len(text.encode())
+        self.counts[split][f"{prefix}words"] += len(text.split())
+        if not self.tokenizer.exact:
+            self.losses.add(text, self.tokenizer.decode(ids))
+
+    def facts(self, keys: Iterable[str]) -> dict[str, Any]:
+        """Ends writing; what of it belongs into the manifest, with these counts for each split."""
+        for split, writers in self.writers.items():
+            for writer, prefix in zip(reversed(writers), ("", "source_"), strict=False):
+                writer.close()
+                self.counts[split][f"{prefix}documents"] = writer.documents
+                self.counts[split][f"{prefix}tokens"] = writer.tokens
+        return {
+            "splits": {s: {key: counts[key] for key in keys} for s, counts in self.counts.items()},
+            "losses": None if self.tokenizer.exact else self.losses.facts(),
+        }
 
 
 def deal(readers: Mapping[str, Any], config: SplitConfig) -> tuple[Shares, list[str]]:
@@ -171,7 +183,7 @@ def build(
     shares, splits = deal(readers, config)
 
     def fill(folder: Path, tokenizer: Tokenizer, progress: console.Progress) -> dict[str, Any]:
-        builder = _Builder(folder, tokenizer, splits, progress)
+        builder = Builder[Piece](folder, tokenizer, splits, progress)
         held_out: dict[int, str] = {}
 
         def pieces(split: str) -> Iterator[Piece]:
@@ -179,11 +191,11 @@ def build(
 
         for split in ("val", "test"):
             if split in readers:
-                builder.run((split, p.text, p.ends_document) for p in pieces(split))
+                builder.run(zip(repeat(split), pieces(split), strict=False))
         # Apart before dealing: what position cut out no longer looks like its document.
         rule, lengths = choose_rule(pieces("train"), config.split_by, shares)
         if rule == "hash":
-            builder.run(_by_hash(pieces("train"), shares))
+            builder.run(by_hash(pieces("train"), shares))
         else:
             if config.split_by == "auto":
                 few = "1 document is" if len(lengths) == 1 else f"{len(lengths)} documents are"
@@ -192,29 +204,23 @@ def build(
                     "at a line end, into train, val and test"
                 )
             builder.run(_by_position(pieces("train"), lengths, shares))
-        builder.close()
-        return {
-            "split_rule": rule,
-            "splits": builder.counts,
-            "skipped": sum(reader.skipped for reader in readers.values()),
-            "losses": None if tokenizer.exact else builder.losses.facts(),
-        }
+        return {"split_rule": rule, **builder.facts(COUNTS)}
 
-    size = sum(reader.size for reader in readers.values())
-    return assemble(path, tokenizer_path, size, recorded, fill)
+    return assemble(path, tokenizer_path, list(readers.values()), recorded, fill)
 
 
 def assemble(
     path: Path,
     tokenizer_path: Path,
-    size: int,
+    readers: Sequence[Reader],
     recorded: dict[str, Any],
     fill: Callable[[Path, Tokenizer, console.Progress], dict[str, Any]],
 ) -> Manifest:
-    """The dataset whose splits `fill` writes into a staged folder; it returns what came of it.
+    """The dataset whose splits `fill` writes into a staged folder, with what it returns as facts.
 
-    `size` is what there is to read, in bytes. Raises DataError for an empty split.
+    Raises DataError for an empty split.
     """
+    size = sum(reader.size for reader in readers)
     tokenizer = Tokenizer.load(tokenizer_path / layout.TOKENIZER)
     tokenizer_id = manifest.read(tokenizer_path, "tokenizer", hashes=True).id
     with (
@@ -232,10 +238,11 @@ def assemble(
             "vocab_size": tokenizer.vocab_size,
             "eos_id": tokenizer.eos_id,
             "order": order.NAME,
+            "skipped": sum(reader.skipped for reader in readers),
             **came,
         }
         result = manifest.write(folder, "dataset", path.name, {"tokenizer": tokenizer_id}, made)
-    if skipped := came["skipped"]:
+    if skipped := made["skipped"]:
         console.warn(f"{skipped} documents could not be read or stood in two splits; left out")
     if (losses := came["losses"]) and (losses["dropped"] or losses["added"]):
         dropped, added, most = losses.values()
@@ -243,9 +250,10 @@ def assemble(
             f"the tokenizer does not give back this text: {dropped:,} characters dropped, "
             f"{added:,} added; most of all {json.dumps(''.join(most), ensure_ascii=False)}"
         )
+    noun = recorded.get("form", "documents")
     for split, counts in came["splits"].items():
         console.say(
-            f"{split}: {counts['documents']:,} documents, {show_count(counts['tokens'])} tokens, "
+            f"{split}: {counts['documents']:,} {noun}, {show_count(counts['tokens'])} tokens, "
             f"{show_bytes(counts['bytes'])}"
         )
     return result
