@@ -14,8 +14,8 @@ from lmcli.config.evaluation import EvaluationConfig
 from lmcli.config.generation import GenerationConfig
 from lmcli.config.model import ModelConfig
 from lmcli.config.scoring import METRICS, ScoringConfig
-from lmcli.dataset.order import permute
 from lmcli.dataset.buckets import Example, Examples, collate
+from lmcli.dataset.order import permute
 from lmcli.dataset.store import TokenStore
 from lmcli.errors import DataError, UsageError
 from lmcli.inference.engine import Engine

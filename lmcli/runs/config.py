@@ -143,9 +143,10 @@ class RunConfig:
         """The pairs of a split as this model reads them."""
         template, both = self.template(tokenizer), self.model.arch == "encoder-decoder"
         if template is None:
-            chat = dataset.manifest.config.get("chat_template")
-            text = tasks.template(self.model.arch, self.tuning.task, tokenizer, chat)
+            text = tasks.template(self.model.arch, self.tuning.task, tokenizer)
             template = tasks.Template.parse(text, tokenizer)
+        if dataset.manifest.config.get("chat"):  # whose sources have it around them already
+            template = tasks.Template((), ())
         stores = dataset.sources[split], dataset.splits[split]
         return Examples(*stores, template, self.model.context_length, both, tokenizer.eos_id)
 
@@ -213,7 +214,8 @@ def plan(root: Path, asked: Asked) -> tuple[RunConfig, Dataset, Begin | None]:
     model = model.resolved(tokenizer.vocab_size)
     rest = {key: value for key, value in given.items() if key not in SHAPE}
     if dataset.sources:
-        chat = dataset.manifest.config.get("chat_template")
+        facts = dataset.manifest.config
+        chat = facts["chat_template"] if facts.get("chat") else None
         before = begin[0].tuning if begin else TuningConfig()
         rest = _for_pairs(rest, model, tokenizer, before, chat)
     elif only := [key for key in FOR_PAIRS if rest.get(key, "loss") != "loss"]:

@@ -60,7 +60,8 @@ def template(
     """The template where none is given: what stands around a user's turn of a conversation, `<sep>`
     between the two, or the task's own words."""
     if chat:
-        return chat["user"].replace("{content}", "{source}")
+        after = chat["assistant"].partition("{content}")[0]
+        return chat.get("user", "{content}").replace("{content}", "{source}") + after
     if arch == "encoder-decoder":
         return "{source}"
     if tokenizer.sep_id is not None:
@@ -70,13 +71,12 @@ def template(
 
 def encode(text: str, tokenizer: Tokenizer) -> tuple[int, ...]:
     """The ids of a template's text, in which <sep>, <eos> and <bos> are the special tokens."""
-    special = {"<sep>": tokenizer.sep_id, "<eos>": tokenizer.eos_id, "<bos>": tokenizer.bos_id}
     ids: list[int] = []
     for part in re.split("(<sep>|<eos>|<bos>)", text):
-        if part not in special:
-            ids += tokenizer.encode(part)
-        elif (i := special[part]) is None:
+        if part in tokenizer.special:
+            ids.append(tokenizer.special[part])
+        elif part in ("<sep>", "<eos>", "<bos>"):
             raise UsageError(f"the template has {part}, but the tokenizer has no such token")
         else:
-            ids.append(i)
+            ids += tokenizer.encode(part)
     return tuple(ids)
