@@ -26,7 +26,7 @@ COMMANDS = {
     "train": ("train", "Train a model; the same command again resumes it."),
     "sample": ("sample", "Generate text from prompts; a filter for pipes."),
     "eval": ("eval", "Perplexity and bits per byte of a run on a dataset."),
-    "score": ("score", "BLEU, chrF, TER, ROUGE, EM and F1 of texts against references."),
+    "score": ("score", "BLEU, chrF, TER, ROUGE, EM and F1 of texts; pass@k of programs."),
     "report": ("report", "Compare runs: table, Markdown, CSV, JSON or one HTML page."),
     "inspect": ("inspect", "Look inside: next words, attention, parameters."),
     "import": ("import_model", "A model folder of Hugging Face, as a run."),
