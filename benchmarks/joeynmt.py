@@ -1,0 +1,249 @@
+"""Side by side with JoeyNMT: training and beam search on Multi30k English to German, interleaved.
+
+    LMCLI_TEST_DATA=... python benchmarks/joeynmt.py --joeynmt-python ENVIRONMENT/bin/python
+
+JoeyNMT 2.3 lives in an environment of its own (docs/benchmarks.md has its recipe); nothing of it is
+imported here. One shape (Transformer-Tiny), one vocabulary, the same ids: lmcli's tokenizer cuts
+the text once and JoeyNMT reads the ids as words. In each round both train for a number of updates,
+and both translate test_2016_flickr with the same weights, those of one lmcli run under JoeyNMT's
+names; how many translations are equal is printed, so that the two are known to do the same work.
+
+Training is counted in target tokens, `<eos>` included, by each program's own log without its first
+20 updates. Sentences per second are those of the whole process less a run on one sentence.
+"""
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+VOCABULARY, BEAMS, LOG_EVERY = 10000, 5, 10
+WARM = 2  # windows of the log that are left out
+SPLITS = ("train", "val", "test_2016_flickr")
+SHAPE = ["--preset", "transformer-tiny", "--dropout", 0.3]
+QUIET = ["--eval-every", 0, "--save-every", 0, "--log-every", LOG_EVERY]  # nothing but training
+SPECIALS = ["<unk>", "<pad>", "<s>", "</s>"]  # ids 0 to 3 in JoeyNMT's order
+
+
+def run(*words: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """A command with its output; its errors are shown where it fails."""
+    line = [str(w) for w in words]
+    done = subprocess.run(line, input=stdin, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(line)}\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
+    return done
+
+
+def lmcli(*words: object, stdin: str = "") -> str:
+    return run(sys.executable, "-m", "lmcli", *words, stdin=stdin).stdout
+
+
+def prepare(data: Path, work: Path) -> int:
+    """The tokenizer, the dataset, the same as files of ids; returns the size of the vocabulary."""
+    files = {(s, side): data / f"{s}.{side}" for s in SPLITS for side in ("en", "de")}
+    train = [files["train", "en"], files["train", "de"]]
+    lmcli("tokenizer", "train", *train, "--name", "joint", "--vocab-size", VOCABULARY)
+    flags = [w for s, p in (("", "train"), ("val-", "val")) for w in (
+        f"--{s}source", files[p, "en"], f"--{s}target", files[p, "de"])]  # fmt: skip
+    lmcli("data", "build", *flags, "--tokenizer", "joint", "--name", "pairs")
+    for (split, side), file in files.items():
+        ids = lmcli("tokenizer", "encode", "joint", stdin=file.read_text("utf-8"))
+        (work / f"{split}.{side}").write_text(ids)
+    size = json.loads(lmcli("tokenizer", "info", "joint", "--json"))[0]["vocab_size"]
+    (work / "vocab.txt").write_text("\n".join([*SPECIALS, *map(str, range(4, size))]) + "\n")
+    return int(size)
+
+
+def settings(work: Path, updates: int, batch_tokens: int, batch_size: int) -> dict[str, object]:
+    """JoeyNMT's configuration: lmcli's preset in its words."""
+    side = {"level": "word", "voc_file": str(work / "vocab.txt")}
+    stack = {
+        "type": "transformer",
+        "num_layers": 4,
+        "num_heads": 4,
+        "embeddings": {"embedding_dim": 128, "scale": True},
+        "hidden_size": 128,
+        "ff_size": 256,
+        "dropout": 0.3,
+        "layer_norm": "post",
+    }
+    return {
+        "name": "tiny",
+        "model_dir": str(work / "joeynmt"),
+        "use_cuda": False,
+        "data": {
+            "train": str(work / "train"),
+            "dev": str(work / "val"),
+            "dataset_type": "plain",
+            "src": {"lang": "en", **side},
+            "trg": {"lang": "de", **side},
+        },
+        "testing": {
+            "load_model": str(work / "weights.ckpt"),
+            "beam_size": BEAMS,
+            "beam_alpha": 0,
+            "batch_size": batch_size,
+            "batch_type": "sentence",
+        },
+        "training": {
+            "optimizer": "adam",
+            "adam_betas": [0.9, 0.98],
+            "scheduling": "noam",
+            "learning_rate_warmup": 2000,
+            "learning_rate_min": 0.0,
+            "normalization": "tokens",
+            "label_smoothing": 0.1,
+            "batch_size": batch_tokens,
+            "batch_type": "token",
+            "epochs": 1000,
+            "updates": updates,
+            "validation_freq": 10 * updates,
+            "logging_freq": LOG_EVERY,
+            "overwrite": True,
+        },
+        "model": {
+            "tied_embeddings": True,
+            "tied_softmax": True,
+            "encoder": stack,
+            "decoder": stack,
+        },
+    }
+
+
+def rename(checkpoint: Path, out: Path) -> None:
+    """The weights of a checkpoint of lmcli as a checkpoint of JoeyNMT."""
+    import torch
+    from safetensors.torch import load_file
+
+    from lmcli.model.transformer import sinusoids
+
+    weights = load_file(checkpoint / "model.safetensors")
+    parts = {
+        "encoder": {"attn": "src_src_att", "attn_norm": "layer_norm"},
+        "decoder": {
+            "attn": "trg_trg_att",
+            "attn_norm": "x_layer_norm",
+            "cross_attn": "src_trg_att",
+            "cross_norm": "dec_layer_norm",
+        },
+    }
+    both = {"mlp_norm": "feed_forward.layer_norm", "mlp": "feed_forward.pwff_layer"}
+    layers = {"q_proj": "q_layer", "k_proj": "k_layer", "v_proj": "v_layer"}
+    layers |= {"o_proj": "output_layer", "up": "0", "down": "3"}
+    state = {}
+    for name, tensor in weights.items():
+        stack, *path = name.split(".")
+        if stack in parts:
+            names = {"blocks": "layers", **parts[stack], **both, **layers}
+            state[".".join([stack, *(names.get(word, word) for word in path)])] = tensor
+            if name.endswith("_proj.weight"):  # JoeyNMT has these biases always
+                bias = ".".join([stack, *(names.get(word, word) for word in path[:-1]), "bias"])
+                state.setdefault(bias, torch.zeros(tensor.shape[0]))
+    # <unk> takes the row of <sep>, which never occurs; then <pad>, <bos>, <eos>.
+    rows = weights["embed.weight"]
+    rows = torch.cat((rows[[3, 0, 1, 2]], rows[4:]))
+    for name in ("src_embed.lut", "trg_embed.lut", "decoder.output_layer"):
+        state[f"{name}.weight"] = rows
+    table = sinusoids(torch.arange(5000)[None], rows.shape[1])
+    state |= {"encoder.pe.pe": table, "decoder.pe.pe": table}
+    torch.save({"model_state": state}, out)
+
+
+def train_lmcli(work: Path, batch_tokens: int, updates: int) -> float:
+    """Target tokens per second; each window of the log holds about equally many."""
+    flags = ["--batch-tokens", batch_tokens, "--steps", updates]
+    lmcli("train", "--data", "pairs", "--name", "speed", "--force", *SHAPE, *QUIET, *flags)
+    rows = map(json.loads, (work / "runs/speed/perf.jsonl").read_text().splitlines())
+    windows = [row["tokens_per_second"] for row in rows if "tokens_per_second" in row]
+    return statistics.harmonic_mean(windows[WARM:])
+
+
+def train_joeynmt(command: list[object], config: Path) -> float:
+    log = run(*command, "train", config, "--skip-test").stderr
+    windows = re.findall(r"Tokens per Sec: +(\d+)", log)
+    return statistics.harmonic_mean([float(rate) for rate in windows[WARM:]])
+
+
+def translate(command: list[object], text: str) -> tuple[float, list[str]]:
+    """Sentences per second without the start of the process, and the translations."""
+    n, first = text.count("\n"), text[: text.index("\n") + 1]
+    began = time.perf_counter()
+    run(*command, stdin=first)
+    started = time.perf_counter()
+    lines = run(*command, stdin=text).stdout.splitlines()
+    ended = time.perf_counter()
+    return (n - 1) / ((ended - started) - (started - began)), lines[-n:]
+
+
+def report(what: str, ours: list[float], theirs: list[float]) -> None:
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    for name, values in (("lmcli", ours), ("JoeyNMT", theirs), ("ratio", ratios)):
+        low, middle, high = min(values), statistics.median(values), max(values)
+        print(f"{what:<24}{name:<9}{middle:>9,.2f}  ({low:,.2f} to {high:,.2f})")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--joeynmt-python", required=True, metavar="PATH")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--updates", type=int, default=80, help="of training in a round")
+    parser.add_argument("--run-updates", type=int, default=1500, help="before decoding, once")
+    parser.add_argument("--batch-tokens", type=int, default=4096)
+    parser.add_argument("--joeynmt-batch-tokens", type=int, help="if not the same number")
+    parser.add_argument("--batch-size", type=int, default=128, help="sentences decoded together")
+    parser.add_argument("--work", type=Path, default=Path("artifacts/joeynmt"))
+    options = parser.parse_args()
+    if "LMCLI_TEST_DATA" not in os.environ:
+        sys.exit("set LMCLI_TEST_DATA to the folder of corpora that has multi30k/")
+    data, work = Path(os.environ["LMCLI_TEST_DATA"]).resolve() / "multi30k", options.work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    threads = len(os.sched_getaffinity(0))  # lmcli takes as many by itself
+    os.environ |= {"LMCLI_ARTIFACTS": str(work), "OMP_NUM_THREADS": str(threads)}
+
+    size = prepare(data, work)
+    flags = [*SHAPE, *QUIET, "--batch-tokens", options.batch_tokens]
+    lmcli("train", "--data", "pairs", "--name", "tiny", *flags, "--steps", options.run_updates)
+    rename(max((work / "runs/tiny/checkpoints").glob("step-*")), work / "weights.ckpt")
+    config, theirs = work / "joeynmt.yaml", [options.joeynmt_python, "-m", "joeynmt"]
+    batch_tokens = options.joeynmt_batch_tokens or options.batch_tokens
+    made = settings(work, options.updates, batch_tokens, options.batch_size)
+    config.write_text(json.dumps(made, indent=1))  # JSON is YAML
+
+    search = ["--num-beams", BEAMS, "--length-penalty", 0, "--batch-size", options.batch_size]
+    text = (data / "test_2016_flickr.en").read_text("utf-8")
+    ids = (work / "test_2016_flickr.en").read_text()
+    trainers = (
+        lambda: train_lmcli(work, options.batch_tokens, options.updates),
+        lambda: train_joeynmt(theirs, config),
+    )
+    translators = (
+        lambda: translate([sys.executable, "-m", "lmcli", "sample", "tiny", *search], text),
+        lambda: translate([*theirs, "translate", config], ids),
+    )
+    tokens: tuple[list[float], list[float]] = ([], [])
+    sentences: tuple[list[float], list[float]] = ([], [])
+    outputs: list[list[str]] = [[], []]
+    for number in range(options.rounds):
+        for who in (0, 1) if number % 2 == 0 else (1, 0):
+            tokens[who].append(trainers[who]())
+        for who in (0, 1) if number % 2 == 0 else (1, 0):
+            rate, outputs[who] = translators[who]()
+            sentences[who].append(rate)
+        print(f"round {number + 1}: {tokens[0][-1] / tokens[1][-1]:.2f} times in training, "
+              f"{sentences[0][-1] / sentences[1][-1]:.2f} in search", file=sys.stderr)  # fmt: skip
+    print(f"{options.rounds} rounds, {threads} threads, vocabulary {size:,}: median (range)")
+    report("training, tokens/s", *tokens)
+    report(f"beam {BEAMS}, sentences/s", *sentences)
+    words = "\n".join(outputs[1]).replace("<unk>", "3")
+    decoded = lmcli("tokenizer", "decode", "joint", stdin=words + "\n").split("\n")
+    equal = sum(a == b for a, b in zip(outputs[0], decoded, strict=False))
+    print(f"{equal} of {len(outputs[0])} translations are equal")
+
+
+if __name__ == "__main__":
+    main()
