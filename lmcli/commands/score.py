@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from lmcli.text.segments import Source
 
 REF = "References, one for each hypothesis (repeatable).  [default: --ref-key of HYPS]"
-NAMES = f"{', '.join(METRICS)}, pass@10, .."
-METRIC = f"What to compute (repeatable).  [default: bleu, chrf, ter]  ({NAMES})"
+NAMES = (*METRICS, "pass@1")  # or another k
+METRIC = f"What to compute (repeatable).  [default: bleu, chrf, ter]  ({', '.join(NAMES)} ..)"
 DEFAULT = ("bleu", "chrf", "ter")
 
 
@@ -61,15 +61,15 @@ def command(
     from lmcli.text.segments import read
 
     config = build(ScoringConfig, given)
-    modules = {name: METRICS.get(re.sub(r"^pass@[1-9]\d*$", "pass@1", name)) for name in metrics}
-    for name, module in modules.items():
-        if module is None:
-            raise UsageError(f"no metric {name!r} in {', '.join(METRICS)}{suggest(name, METRICS)}")
-    programs = "passk" in modules.values()
-    if programs and set(modules.values()) != {"passk"}:
-        raise UsageError("--metric pass@k runs programs; score them as texts in a command apart")
+    programs = [name for name in metrics if re.fullmatch(r"pass@[1-9]\d{0,8}", name)]
+    modules = METRICS | dict.fromkeys(programs, "passk")
+    for name in metrics:
+        if name not in modules:
+            raise UsageError(f"no metric {name!r} in {', '.join(NAMES)}{suggest(name, NAMES)}")
+    if programs and len(programs) < len(metrics):
+        raise UsageError("--metric pass@k runs programs; score texts in a command of their own")
     if programs and not config.allow_code_execution:
-        raise RefusedError("pass@k runs programs that a model wrote: --allow-code-execution")
+        raise RefusedError("pass@k runs what a model wrote; allow it by --allow-code-execution")
     if [hyps, baseline, *refs].count("-") > 1:
         raise UsageError("standard input (-) can be read only once")
     hyp_key = config.hyp_key or ("completion" if programs else "")

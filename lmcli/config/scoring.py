@@ -8,7 +8,6 @@ METRICS = {  # name -> module under lmcli.metrics
     **dict.fromkeys(("bleu", "chrf", "chrf++", "ter"), "translation"),
     **dict.fromkeys(("rouge1", "rouge2", "rougeL", "rougeLsum"), "rouge"),
     **dict.fromkeys(("exact_match", "squad_em", "squad_f1"), "answers"),
-    "pass@1": "passk",  # and any other k
 }
 TOKENIZERS = ("13a", "intl", "zh", "char", "none")
 INSTALLED = ("ja-mecab", "ko-mecab", "flores101", "flores200")  # where their packages or models are

@@ -35,9 +35,9 @@ from typing import Any
 from lmcli.errors import RefusedError
 from lmcli.evaluation import inside
 
-NAMESPACES = ("--user", "--map-root-user", "--net", "--pid", "--mount", "--ipc", "--uts")
+NAMESPACES = ("--user", "--keep-caps", "--net", "--pid", "--mount", "--ipc", "--uts")
 UNSHARE = ("unshare", *NAMESPACES, "--mount-proc", "--fork", "--kill-child")
-REASONS = {inside.MEMORY: "memory", inside.PROCESSES: "processes"}
+NOBODY = 65534
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,9 @@ class Limits:
 @dataclass(frozen=True)
 class Verdict:
     passed: bool
-    reason: str  # passed, failed, error, timeout, memory, output, processes
+    reason: str  # passed, failed, error, timeout, memory, output
     seconds: float
+    detail: str = ""  # the exception
 
 
 @functools.cache
@@ -77,7 +78,7 @@ def run(program: str, tests: str, limits: Limits = Limits(), weak: bool = False)
 
 def _run(program: str, tests: str, limits: Limits, weak: bool) -> Verdict:
     nonce, began = secrets.token_hex(16), time.monotonic()
-    settings = {**asdict(limits), "weak": weak}
+    settings = {**asdict(limits), "weak": weak, "user": int(not weak and os.getuid() == 0)}
     with contextlib.ExitStack() as stack:
         told, tell = os.pipe()
         stack.callback(os.close, told)
@@ -86,12 +87,14 @@ def _run(program: str, tests: str, limits: Limits, weak: bool) -> Verdict:
             process = _start(folder, {**settings, "verdict": tell}, weak)
         stack.callback(_stop, process)
         assert process.stdin and process.stdout
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(OSError):  # it has failed, and will say so
+            if not weak:
+                _map_users(process)
             for text in (program, tests, nonce):
                 data = text.encode(errors="surrogatepass")
                 process.stdin.write(len(data).to_bytes(8, "big") + data)
             process.stdin.flush()
-        reason, said, printed = "timeout", b"", 0
+        reason, detail, said, printed = "timeout", "", b"", 0
         poll, output = select.poll(), process.stdout.fileno()
         poll.register(told)
         poll.register(output)
@@ -106,15 +109,16 @@ def _run(program: str, tests: str, limits: Limits, weak: bool) -> Verdict:
                     reason = "output"
                     break
             if told in ready:
-                words = os.read(told, 2**10).decode().split()
-                reason = words[1] if words[:1] == [nonce] else "error"
+                words = os.read(told, 2**12).decode(errors="replace").split(maxsplit=2)
+                known = words[:1] == [nonce]
+                reason, detail = (words[1], " ".join(words[2:])) if known else ("error", "")
                 break
     if reason == "error" and process.returncode == 1:
         lines = said.decode(errors="replace").splitlines()
         raise RefusedError(lines[-1] if lines else "unshare failed")
-    if reason == "error":
-        reason = REASONS.get(process.returncode, reason)
-    return Verdict(reason == "passed", reason, time.monotonic() - began)
+    if process.returncode == inside.MEMORY:
+        reason = "memory"
+    return Verdict(reason == "passed", reason, time.monotonic() - began, detail)
 
 
 def _start(folder: str, settings: dict[str, Any], weak: bool) -> "subprocess.Popen[bytes]":
@@ -130,6 +134,21 @@ def _start(folder: str, settings: dict[str, Any], weak: bool) -> "subprocess.Pop
         pass_fds=[settings["verdict"]],
         start_new_session=True,
     )
+
+
+def _map_users(process: "subprocess.Popen[bytes]") -> None:
+    """Makes this user root in the sandbox, and gives real root a nobody for the programs.
+
+    Nothing that root runs is held to a number of processes, or off the kernel's settings.
+    """
+    folder = Path("/proc", str(process.pid))
+    while os.path.samefile(folder / "ns/user", "/proc/self/ns/user") and process.poll() is None:
+        time.sleep(0.001)
+    nobody = f"\n1 {NOBODY} 1" if os.getuid() == 0 else ""
+    if not nobody:
+        (folder / "setgroups").write_text("deny")
+    (folder / "gid_map").write_text(f"0 {os.getgid()} 1{nobody}")
+    (folder / "uid_map").write_text(f"0 {os.getuid()} 1{nobody}")
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:
