@@ -171,7 +171,7 @@ PAIRS = [("a, b", 'say "x"'), ("c", "d")]
         ("a.csv", 't,s\n"say ""x""","a, b"\nd,c\n', ("s", "t")),
         ("a.tsv", 'a, b\tsay "x"\t1\n\nc\td\t2\n', ("1", "2")),
         ("cmn.txt", 'a, b\tsay "x"\nc\td\n', ("1", "2", "--format", "tsv")),
-        ("a.csv", '9,"say ""x""","a, b"\n8,d,c', ("3", "2")),
+        ("a.csv", '\n9,"say ""x""","a, b"\n\n8,d,c', ("3", "2")),
         ("a.jsonl", jsonl(*({"t": t, "s": s} for s, t in PAIRS)), ("s", "t")),
         ("a.jsonl", jsonl(*({"1": s, "2": t} for s, t in PAIRS)), ("1", "2")),
     ],
@@ -223,6 +223,18 @@ def test_each_turn_of_the_assistant_is_a_pair_and_content_stays_text(build, cli)
     shown = [json.loads(line) for line in cli("data", "show", "d", "--json").out.splitlines()]
     assert shown[1]["source"] == "Be brief.<sep>say <eos><sep><sep>!<eos>again<sep>"
     assert shown[1]["target"] == "no" and shown[1]["source_tokens"] == len(second) + 1
+
+
+def test_the_turns_of_a_chat_never_part(build):
+    chats = []
+    for i in range(60):
+        turns = ("user", f"question {i}"), ("assistant", "a"), ("user", "more"), ("assistant", "b")
+        chats.append({"messages": [{"role": role, "content": text} for role, text in turns]})
+    write(a_jsonl=jsonl(*chats))
+    assert build("a.jsonl", "--pairs", "--val-fraction", 0.3, "--test-fraction", 0.3).code == 0
+    for split in layout.SPLITS:
+        found = rows(split)
+        assert found[1::2] == [(f"{source}amore", "b") for source, _ in found[::2]]
 
 
 @pytest.mark.parametrize("suffix", ["json", "toml"])
