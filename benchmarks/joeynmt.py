@@ -21,11 +21,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 VOCABULARY, BEAMS, LOG_EVERY = 10000, 5, 10
 WARM = 2  # windows of the log that are left out
-SPLITS = ("train", "val", "test_2016_flickr")
-SHAPE = ["--preset", "transformer-tiny", "--dropout", 0.3]
+SPLITS, SIDES = ("train", "val", "test_2016_flickr"), ("en", "de")
+SHAPE = ["--preset", "transformer-tiny", "--dropout", 0.3, "--norm-eps", 1e-6]
 QUIET = ["--eval-every", 0, "--save-every", 0, "--log-every", LOG_EVERY]  # nothing but training
 SPECIALS = ["<unk>", "<pad>", "<s>", "</s>"]  # ids 0 to 3 in JoeyNMT's order
 
@@ -45,21 +46,23 @@ def lmcli(*words: object, stdin: str = "") -> str:
 
 def prepare(data: Path, work: Path) -> int:
     """The tokenizer, the dataset, the same as files of ids; returns the size of the vocabulary."""
-    files = {(s, side): data / f"{s}.{side}" for s in SPLITS for side in ("en", "de")}
-    train = [files["train", "en"], files["train", "de"]]
+    files = {f"{split}.{side}": data / f"{split}.{side}" for split in SPLITS for side in SIDES}
+    train = [files["train.en"], files["train.de"]]
     lmcli("tokenizer", "train", *train, "--name", "joint", "--vocab-size", VOCABULARY)
-    flags = [w for s, p in (("", "train"), ("val-", "val")) for w in (
-        f"--{s}source", files[p, "en"], f"--{s}target", files[p, "de"])]  # fmt: skip
+    flags = []
+    for prefix, split in zip(("", "val-", "test-"), SPLITS, strict=True):
+        flags += [f"--{prefix}source", files[f"{split}.en"]]
+        flags += [f"--{prefix}target", files[f"{split}.de"]]
     lmcli("data", "build", *flags, "--tokenizer", "joint", "--name", "pairs")
-    for (split, side), file in files.items():
+    for name, file in files.items():
         ids = lmcli("tokenizer", "encode", "joint", stdin=file.read_text("utf-8"))
-        (work / f"{split}.{side}").write_text(ids)
-    size = json.loads(lmcli("tokenizer", "info", "joint", "--json"))[0]["vocab_size"]
+        (work / name).write_text(ids)
+    size = json.loads(lmcli("tokenizer", "info", "joint", "--json"))["vocab_size"]
     (work / "vocab.txt").write_text("\n".join([*SPECIALS, *map(str, range(4, size))]) + "\n")
     return int(size)
 
 
-def settings(work: Path, updates: int, batch_tokens: int, batch_size: int) -> dict[str, object]:
+def settings(work: Path, updates: int, batch_tokens: int, batch_size: int) -> dict[str, Any]:
     """JoeyNMT's configuration: lmcli's preset in its words."""
     side = {"level": "word", "voc_file": str(work / "vocab.txt")}
     stack = {
@@ -116,7 +119,7 @@ def settings(work: Path, updates: int, batch_tokens: int, batch_size: int) -> di
 
 
 def rename(checkpoint: Path, out: Path) -> None:
-    """The weights of a checkpoint of lmcli as a checkpoint of JoeyNMT."""
+    """The weights of a checkpoint of lmcli as a checkpoint of JoeyNMT, for `tied_softmax` false."""
     import torch
     from safetensors.torch import load_file
 
@@ -141,14 +144,12 @@ def rename(checkpoint: Path, out: Path) -> None:
         if stack in parts:
             names = {"blocks": "layers", **parts[stack], **both, **layers}
             state[".".join([stack, *(names.get(word, word) for word in path)])] = tensor
-            if name.endswith("_proj.weight"):  # JoeyNMT has these biases always
-                bias = ".".join([stack, *(names.get(word, word) for word in path[:-1]), "bias"])
-                state.setdefault(bias, torch.zeros(tensor.shape[0]))
-    # <unk> takes the row of <sep>, which never occurs; then <pad>, <bos>, <eos>.
+    # <unk> takes the row of <sep>, which never occurs; then <pad>, and <eos> as start and as end.
     rows = weights["embed.weight"]
-    rows = torch.cat((rows[[3, 0, 1, 2]], rows[4:]))
-    for name in ("src_embed.lut", "trg_embed.lut", "decoder.output_layer"):
-        state[f"{name}.weight"] = rows
+    rows = torch.cat((rows[[3, 0, 2, 2]], rows[4:]))
+    state["src_embed.lut.weight"] = state["trg_embed.lut.weight"] = rows
+    state["decoder.output_layer.weight"] = rows.clone()
+    state["decoder.output_layer.weight"][2] = 0.0  # <s> is not to take half of </s>'s probability
     table = sinusoids(torch.arange(5000)[None], rows.shape[1])
     state |= {"encoder.pe.pe": table, "decoder.pe.pe": table}
     torch.save({"model_state": state}, out)
@@ -159,7 +160,7 @@ def train_lmcli(work: Path, batch_tokens: int, updates: int) -> float:
     flags = ["--batch-tokens", batch_tokens, "--steps", updates]
     lmcli("train", "--data", "pairs", "--name", "speed", "--force", *SHAPE, *QUIET, *flags)
     rows = map(json.loads, (work / "runs/speed/perf.jsonl").read_text().splitlines())
-    windows = [row["tokens_per_second"] for row in rows if "tokens_per_second" in row]
+    windows = [float(row["tokens_per_second"]) for row in rows if "tokens_per_second" in row]
     return statistics.harmonic_mean(windows[WARM:])
 
 
@@ -175,7 +176,7 @@ def translate(command: list[object], text: str) -> tuple[float, list[str]]:
     began = time.perf_counter()
     run(*command, stdin=first)
     started = time.perf_counter()
-    lines = run(*command, stdin=text).stdout.splitlines()
+    lines = run(*command, stdin=text).stdout.split("\n")[:-1]
     ended = time.perf_counter()
     return (n - 1) / ((ended - started) - (started - began)), lines[-n:]
 
@@ -196,6 +197,7 @@ def main() -> None:
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--joeynmt-batch-tokens", type=int, help="if not the same number")
     parser.add_argument("--batch-size", type=int, default=128, help="sentences decoded together")
+    parser.add_argument("--joeynmt-batch-size", type=int, default=16, help="16: its fastest")
     parser.add_argument("--work", type=Path, default=Path("artifacts/joeynmt"))
     options = parser.parse_args()
     if "LMCLI_TEST_DATA" not in os.environ:
@@ -209,21 +211,23 @@ def main() -> None:
     flags = [*SHAPE, *QUIET, "--batch-tokens", options.batch_tokens]
     lmcli("train", "--data", "pairs", "--name", "tiny", *flags, "--steps", options.run_updates)
     rename(max((work / "runs/tiny/checkpoints").glob("step-*")), work / "weights.ckpt")
-    config, theirs = work / "joeynmt.yaml", [options.joeynmt_python, "-m", "joeynmt"]
+    theirs = [options.joeynmt_python, "-P", "-m", "joeynmt"]  # -P: not this file
     batch_tokens = options.joeynmt_batch_tokens or options.batch_tokens
-    made = settings(work, options.updates, batch_tokens, options.batch_size)
-    config.write_text(json.dumps(made, indent=1))  # JSON is YAML
+    config = settings(work, options.updates, batch_tokens, options.joeynmt_batch_size)
+    (work / "train.yaml").write_text(json.dumps(config, indent=1))  # JSON is YAML
+    config["model"]["tied_softmax"] = False
+    (work / "translate.yaml").write_text(json.dumps(config, indent=1))
 
     search = ["--num-beams", BEAMS, "--length-penalty", 0, "--batch-size", options.batch_size]
     text = (data / "test_2016_flickr.en").read_text("utf-8")
     ids = (work / "test_2016_flickr.en").read_text()
     trainers = (
         lambda: train_lmcli(work, options.batch_tokens, options.updates),
-        lambda: train_joeynmt(theirs, config),
+        lambda: train_joeynmt(theirs, work / "train.yaml"),
     )
     translators = (
         lambda: translate([sys.executable, "-m", "lmcli", "sample", "tiny", *search], text),
-        lambda: translate([*theirs, "translate", config], ids),
+        lambda: translate([*theirs, "translate", work / "translate.yaml"], ids),
     )
     tokens: tuple[list[float], list[float]] = ([], [])
     sentences: tuple[list[float], list[float]] = ([], [])
@@ -234,8 +238,8 @@ def main() -> None:
         for who in (0, 1) if number % 2 == 0 else (1, 0):
             rate, outputs[who] = translators[who]()
             sentences[who].append(rate)
-        print(f"round {number + 1}: {tokens[0][-1] / tokens[1][-1]:.2f} times in training, "
-              f"{sentences[0][-1] / sentences[1][-1]:.2f} in search", file=sys.stderr)  # fmt: skip
+        found = [f"{a[-1]:,.1f} and {b[-1]:,.1f}" for a, b in (tokens, sentences)]
+        print(f"round {number + 1}: {found[0]} tokens/s, {found[1]} sentences/s", file=sys.stderr)
     print(f"{options.rounds} rounds, {threads} threads, vocabulary {size:,}: median (range)")
     report("training, tokens/s", *tokens)
     report(f"beam {BEAMS}, sentences/s", *sentences)
