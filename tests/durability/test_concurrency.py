@@ -81,7 +81,7 @@ RACES = {
 def test_of_many_starters_one_works(root, warm, kind):
     """The others exit 76 within two seconds, naming it, or come so late that it is done."""
     place, line, n_races = RACES[kind]
-    text = corpus(root.parent, 1_500_000)
+    text = corpus(root.parent, 1_000_000)
     words = [word.format(text=text) for word in line]
     start, losers = Barrier(STARTERS), 0
 
@@ -191,8 +191,8 @@ def test_readers_of_a_run_that_trains_saves_and_prunes(root, warm):
     process = trainer(root)
     try:
         with ThreadPoolExecutor(1) as pool:
-            readings = pool.submit(lambda: [library(number) for number in range(210)])
-            for number in range(105):
+            readings = pool.submit(lambda: [library(number) for number in range(140)])
+            for number in range(70):
                 command(number)
             readings.result()
     finally:

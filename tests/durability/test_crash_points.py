@@ -24,12 +24,12 @@ SCENARIOS = {
     "tokenizer": ["tokenizer", "train", "{text}", "--name", "tok", "--vocab-size", "300"],
     "data": ["data", "build", "{text}", "--tokenizer", "tok", "--name", "corpus"],
     "train": [
-        *("train", "--data", "corpus", "--name", "base", *SHAPE, "--steps", "6"),
+        *("train", "--data", "corpus", "--name", "base", *SHAPE, "--steps", "4"),
         *("--micro-batch-size", "2", "--save-every", "2", "--eval-every", "3", "--log-every", "1"),
         *("--keep-last", "1"),
     ],
     "eval": ["eval", "base", "--split", "test"],
-    "extend": ["train", "--name", "base", "--steps", "8", "--save-every", "1"],
+    "extend": ["train", "--name", "base", "--steps", "6", "--save-every", "1"],
     "muon": ["train", "--data", "corpus", "--name", "muon", *SHAPE, "--optimizer", "muon"]
     + ["--steps", "3", "--save-every", "1", "--schedule", "wsd", "--keep-last", "2"],
     "import": ["import", "{folder}", "--name", "gpt2"],
