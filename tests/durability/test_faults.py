@@ -23,7 +23,7 @@ LINES = {
     "tokenizer": DATA[0],
     "data": DATA[1],
     "train": [
-        *("train", "--data", "corpus", "--name", "base", *SHAPE, "--steps", "4"),
+        *("train", "--data", "corpus", "--name", "base", *SHAPE, "--steps", "2"),
         *("--save-every", "1", "--eval-every", "2", "--log-every", "1", "--keep-last", "1"),
     ],
     "eval": ["eval", "base", "--split", "test"],
@@ -145,11 +145,11 @@ def test_a_call_that_fails(stage, warm, name):
 
 
 LASTING = [
-    *(("train", "write", error, share) for error in ("ENOSPC", "EDQUOT") for share in (0, 0.6)),
-    *(("train", "fsync", error, share) for error in ("EIO", "ESTALE") for share in (0, 0.9)),
-    *(("train", "mkdir", "EROFS", share) for share in (0, 0.7)),
-    *(("train", "openat", error, share) for error in ("EMFILE", "EACCES") for share in (0, 0.8)),
-    *(("train", "rename", "EACCES", share) for share in (0, 0.9)),
+    *(("train", "write", error, share) for error, share in (("ENOSPC", 0), ("EDQUOT", 0.6))),
+    *(("train", "fsync", error, share) for error, share in (("EIO", 0.9), ("ESTALE", 0))),
+    *(("train", "openat", error, share) for error, share in (("EMFILE", 0), ("EACCES", 0.8))),
+    ("train", "mkdir", "EROFS", 0.7),
+    ("train", "rename", "EACCES", 0.9),
     ("train", "unlinkat", "EIO", 0.5),
     ("eval", "write", "ENOSPC", 0),
     ("data", "write", "ENOSPC", 0.5),
