@@ -107,7 +107,7 @@ def read(root: Path, line: list[str]) -> None:
 def test_sealed_manifests(root, artifact):
     path = root / artifact / layout.MANIFEST
 
-    @fuzz(150)
+    @fuzz(80)
     @given(value=hostile(value_of(path)), line=commands(artifact))
     def law(value, line):
         with kept(path):
@@ -138,7 +138,7 @@ SEALED = {
 
 @pytest.mark.parametrize("name", SEALED)
 def test_other_sealed_json(root, name):
-    @fuzz(80)
+    @fuzz(50)
     @given(value=hostile(value_of(root / name)), line=commands(SEALED[name]))
     def law(value, line):
         with kept(root / name):
@@ -160,7 +160,7 @@ LISTED = {
 def test_json_behind_a_manifest(root, name):
     folder = root / LISTED[name]
 
-    @fuzz(120)
+    @fuzz(80)
     @given(value=hostile(value_of(root / name)), line=commands(LISTED[name]))
     def law(value, line):
         with kept(root / name, folder / layout.MANIFEST):
@@ -209,7 +209,7 @@ IDS = st.lists(st.sampled_from([0, 1, 2, 5, 299, 300, 65535]), max_size=60)
 OFFSETS = st.lists(st.sampled_from([0, 1, 2, 3, 7, 60, -1, 2**40, -(2**62)]), max_size=9)
 
 
-@fuzz(150)
+@fuzz(80)
 @given(
     ids=IDS.map(lambda v: np.array(v, "<u2").tobytes()) | st.binary(max_size=90),
     offsets=OFFSETS.map(lambda v: np.array(v, "<i8").tobytes()) | st.binary(max_size=40),
@@ -278,7 +278,7 @@ def spoil_tensors(data: bytes, draw: st.DataObject) -> bytes:
 def test_tensor_files(root, name):
     path = root / LAST / name
 
-    @fuzz(150)
+    @fuzz(80)
     @given(draw=st.data(), line=commands(LAST))
     def law(draw, line):
         with kept(path, root / LAST / layout.MANIFEST):
