@@ -329,7 +329,9 @@ def gradients(
     model.train()
     nats = 0.0
     for micro, batch in enumerate(parts):
-        torch.manual_seed(mix(config.seed, step, micro) >> 1)
+        # Dropout's; torch.manual_seed asks every other kind of device too, a millisecond a time.
+        seeded = torch.default_generator if machine.device == "cpu" else torch
+        seeded.manual_seed(mix(config.seed, step, micro) >> 1)
         with machine.autocast():
             nll = forward_nll(model, batch, machine.device, config.label_smoothing)
         torch.autograd.backward(nll / tokens)

@@ -1,5 +1,6 @@
 """What the durability tests share: a small corpus, scenarios, and what must not differ."""
 
+import atexit
 import hashlib
 import json
 import os
@@ -8,7 +9,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from conftest import REPOSITORY
@@ -46,14 +48,43 @@ def corpus(folder: Path, n_characters: int = 12_000) -> Path:
     return path
 
 
+_servers: list[Forks] = []
+_open = ExitStack()
+atexit.register(_open.close)
+
+
+def warm(number: int = 2) -> list[Forks]:
+    """Processes that have done once whatever commands do; the same ones for every test."""
+
+    def started(_: int) -> Forks:
+        with scratch() as folder:
+            text, train = corpus(folder), ["train", "--name", "base", "--save-every", "1"]
+            lines = [
+                *([word.format(text=text) for word in line] for line in DATA),
+                [*train, "--data", "corpus", *SHAPE, "--steps", "2", "--eval-every", "1"],
+                [*train, "--steps", "3"],
+                *(["eval", "base"], ["sample", "base", "a"], ["ls"]),
+            ]
+            return Forks(
+                [[*line, "--artifacts", str(folder / "root")] for line in lines]
+            ).__enter__()
+
+    missing = range(len(_servers), number)
+    with ThreadPoolExecutor(number) as pool:
+        new = list(pool.map(started, missing))
+    for forks in new:
+        _open.push(forks)
+    _servers.extend(new)
+    return _servers[:number]
+
+
 def prepared(folder: Path, *more: list[object]) -> Path:
     """An artifact root with tokenizer `tok` and dataset `corpus`, and what `more` lines make."""
     text, root = corpus(folder), folder / "root"
-    with Forks([]) as forks:
-        for line in (*DATA, *more):
-            words = [str(word).format(text=text) for word in line]
-            code, _, said = forks.run(*words, "--artifacts", root)
-            assert code == 0, said
+    for line in (*DATA, *more):
+        words = [str(word).format(text=text) for word in line]
+        code, _, said = warm()[0].run(*words, "--artifacts", root)
+        assert code == 0, said
     return root
 
 

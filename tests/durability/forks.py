@@ -56,13 +56,14 @@ class Forks:
         *args: object,
         crash_at: int = 0,
         strace: Sequence[object] = (),
-        umask: int | None = None,
+        before: str = "",
     ) -> int:
         """The pid of a command line, the leader of its own group; `end` comes next.
 
-        With `strace`, the options of one that is attached to it from its first call on.
+        With `strace`, the options of one that is attached to it from its first call on; `before`
+        is Python that the process runs first.
         """
-        request = {"args": args, "crash_at": crash_at, "strace": strace, "umask": umask}
+        request = {"args": args, "crash_at": crash_at, "strace": strace, "before": before}
         pid: int = self._ask(json.loads(json.dumps(request, default=str)))["pid"]
         return pid
 
@@ -101,8 +102,7 @@ def _serve() -> None:
             pid = os.fork()
             if not pid:
                 os.setsid()
-                if request["umask"] is not None:
-                    os.umask(request["umask"])
+                exec(request["before"], {})
                 if request["strace"]:
                     os.kill(os.getpid(), signal.SIGSTOP)
                 handle = os.open(scratch, os.O_RDWR | os.O_APPEND)

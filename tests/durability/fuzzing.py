@@ -48,7 +48,10 @@ def run(root: Path, *line: object, input: bytes = b"") -> Result:
     from lmcli import console
     from lmcli.cli import main
 
-    streams = [io.TextIOWrapper(io.BytesIO(data), "utf-8") for data in (input, b"", b"")]
+    streams = [
+        io.TextIOWrapper(io.BytesIO(data), "utf-8", errors)  # as Python opens them
+        for data, errors in ((input, "strict"), (b"", "strict"), (b"", "backslashreplace"))
+    ]
     before, sys.stdin = sys.stdin, streams[0]
     signal.signal(signal.SIGALRM, _hung)
     signal.alarm(LONGEST)

@@ -13,7 +13,7 @@ from pathlib import Path
 from threading import Barrier
 
 import pytest
-from durable import DATA, SHAPE, call, corpus, prepared, scratch, sentence, spawn
+from durable import DATA, SHAPE, call, corpus, prepared, scratch, sentence, spawn, warm
 from forks import Forks
 
 from lmcli.artifacts import files, inventory, layout, lock
@@ -31,17 +31,6 @@ STARTERS = 4
 def stage():
     with scratch() as folder:
         yield prepared(folder, [*TRAIN, "--steps", "2"])
-
-
-@pytest.fixture(scope="module")
-def warm(stage):
-    """Warm processes that run commands at the same time."""
-    lines = [[*words, "--artifacts", str(stage)] for words in (["sample", "base", "a"], ["ls"])]
-    with ThreadPoolExecutor(STARTERS) as pool:
-        servers = list(pool.map(lambda _: Forks(lines).__enter__(), range(STARTERS)))
-    yield servers
-    for server in servers:
-        server.__exit__()
 
 
 @pytest.fixture
@@ -78,10 +67,10 @@ RACES = {
 
 
 @pytest.mark.parametrize("kind", RACES)
-def test_of_many_starters_one_works(root, warm, kind):
+def test_of_many_starters_one_works(root, kind):
     """The others exit 76 within two seconds, naming it, or come so late that it is done."""
     place, line, n_races = RACES[kind]
-    text = corpus(root.parent, 1_500_000)
+    text = corpus(root.parent, 1_000_000)
     words = [word.format(text=text) for word in line]
     start, losers = Barrier(STARTERS), 0
 
@@ -94,7 +83,7 @@ def test_of_many_starters_one_works(root, warm, kind):
     with ThreadPoolExecutor(STARTERS) as pool:
         for _ in range(n_races):
             shutil.rmtree(root / place, ignore_errors=True)
-            results = list(pool.map(race, warm))
+            results = list(pool.map(race, warm(STARTERS)))
             worked = [r for r in results if r[0] == 0 and "already" not in r[1]]
             refused = [r for r in results if r[0] == 76]
             assert len(worked) == 1, results
@@ -168,14 +157,14 @@ READERS = (
 )
 
 
-def test_readers_of_a_run_that_trains_saves_and_prunes(root, warm):
+def test_readers_of_a_run_that_trains_saves_and_prunes(root):
     """Every reading is of a complete checkpoint: one step never has two contents."""
     run, seen = root / "runs/base", {}
     wrong: list[tuple[list[str], str]] = []
 
     def command(number: int) -> None:
         words = list(READERS[number % len(READERS)])
-        code, _, said = warm[number % 2].run(*words, "--artifacts", root)
+        code, _, said = warm()[number % 2].run(*words, "--artifacts", root)
         if code or "warning" in said:
             wrong.append((words, said))
 
@@ -191,8 +180,8 @@ def test_readers_of_a_run_that_trains_saves_and_prunes(root, warm):
     process = trainer(root)
     try:
         with ThreadPoolExecutor(1) as pool:
-            readings = pool.submit(lambda: [library(number) for number in range(210)])
-            for number in range(105):
+            readings = pool.submit(lambda: [library(number) for number in range(140)])
+            for number in range(70):
                 command(number)
             readings.result()
     finally:
@@ -204,12 +193,12 @@ def test_readers_of_a_run_that_trains_saves_and_prunes(root, warm):
     assert inventory.verify(run)[0] == []
 
 
-def test_two_evals_at_once(root, warm):
+def test_two_evals_at_once(root):
     line = ["eval", "base", "--split", "test", "--artifacts", root]
     run = root / "runs/base"
     with ThreadPoolExecutor(STARTERS) as pool:
         for _ in range(5):
-            results = list(pool.map(lambda forks: forks.run(*line), warm))
+            results = list(pool.map(lambda forks: forks.run(*line), warm(STARTERS)))
             assert [code for code, *_ in results] == [0] * STARTERS, results
             assert inventory.verify(run)[0] == []
             assert len(list((run / layout.EVALS).glob("[!.]*"))) == 1

@@ -12,7 +12,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 import pytest
-from durable import SHAPE, corpus, digest, scratch
+from durable import SHAPE, corpus, digest, scratch, warm
 from forks import Forks
 
 from lmcli.interop import huggingface
@@ -26,12 +26,12 @@ SCENARIOS = {
     "pairs": ["data", "build", "--source", "{text}", "--target", "{text}", "--tokenizer", "tok"]
     + ["--name", "pairs"],
     "train": [
-        *("train", "--data", "corpus", "--name", "base", *SHAPE, "--steps", "6"),
+        *("train", "--data", "corpus", "--name", "base", *SHAPE, "--steps", "4"),
         *("--micro-batch-size", "2", "--save-every", "2", "--eval-every", "3", "--log-every", "1"),
         *("--keep-last", "1"),
     ],
     "eval": ["eval", "base", "--split", "test"],
-    "extend": ["train", "--name", "base", "--steps", "8", "--save-every", "1"],
+    "extend": ["train", "--name", "base", "--steps", "6", "--save-every", "1"],
     "muon": ["train", "--data", "corpus", "--name", "muon", *SHAPE, "--optimizer", "muon"]
     + ["--steps", "3", "--save-every", "1", "--schedule", "wsd", "--keep-last", "2"],
     "import": ["import", "{folder}", "--name", "gpt2"],
@@ -64,16 +64,14 @@ def stage():
             name: [word.format(text=text, folder=model) for word in line]
             for name, line in SCENARIOS.items()
         }
-        with Forks([]) as forks:
-            ends: dict[str, dict[str, str]] = {}
-            points: dict[str, int] = {}
-            for name, line in lines.items():
-                shutil.copytree(root, folder / f"before-{name}") if root.exists() else (
-                    (folder / f"before-{name}").mkdir()
-                )
-                code, points[name], said = forks.run(*line, "--artifacts", root)
-                assert code == 0, said
-                ends[name] = digest(root)
+        ends: dict[str, dict[str, str]] = {}
+        points: dict[str, int] = {}
+        root.mkdir()
+        for name, line in lines.items():
+            shutil.copytree(root, folder / f"before-{name}")
+            code, points[name], said = warm()[0].run(*line, "--artifacts", root)
+            assert code == 0, said
+            ends[name] = digest(root)
         yield folder, lines, ends, points
 
 
@@ -98,35 +96,20 @@ def visit(stage, trials: list[tuple[str, list[int]]]) -> None:
             idle.put(forks)
         shutil.rmtree(root)
 
-    def started(warm: int) -> Forks:
-        forks = Forks(warmed(folder, lines, warm)).__enter__()
+    for forks in warm(PROCESSES):
         idle.put(forks)
-        return forks
-
     with ThreadPoolExecutor(PROCESSES) as pool:
-        servers = list(pool.map(started, range(PROCESSES)))
-        try:
-            list(pool.map(trial, range(len(trials))))
-        finally:
-            for server in servers:
-                server.__exit__()
-
-
-def warmed(folder: Path, lines: dict[str, list[str]], number: int) -> list[list[str]]:
-    """Lines that make a process load everything before it is forked."""
-    root = folder / f"warm-{number}"
-    shutil.rmtree(root, ignore_errors=True)
-    return [[*lines[name], "--artifacts", str(root)] for name in ("tokenizer", "data", "train")]
+        list(pool.map(trial, range(len(trials))))
 
 
 @pytest.mark.durability
 def test_crash_points(stage):
-    """Every one of the four commands that a run needs, one in seven of their variations."""
+    """Every one of the four commands that a run needs, one in nine of their variations."""
     *_, points = stage
     trials = [
         (name, [at])
         for name, n in points.items()
-        for at in range(1, n + 1, 1 if name in ("tokenizer", "data", "train", "eval") else 7)
+        for at in range(1, n + 1, 1 if name in ("tokenizer", "data", "train", "eval") else 9)
     ]
     assert len(trials) >= 500
     visit(stage, trials)
@@ -149,7 +132,7 @@ def random_trials(points: dict[str, int], n: int, seed: int) -> list[tuple[str, 
 @pytest.mark.durability
 def test_crashes_while_recovering_from_a_crash(stage):
     """Two to four crashes one after the other, each in the command that was to recover."""
-    visit(stage, random_trials(stage[3], 60, seed=0))
+    visit(stage, random_trials(stage[3], 50, seed=0))
 
 
 @pytest.mark.soak

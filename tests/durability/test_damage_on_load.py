@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from durable import artifacts, digest, restored, scratch
+from durable import artifacts, digest, restored, scratch, warm
 from forks import Forks
 
 from lmcli.artifacts import files, inventory, layout, manifest
@@ -43,12 +43,8 @@ def good() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def forks(good) -> Iterator[Forks]:
-    lines = (["train", "--name", "base", "--steps", "8"], ["prove", "other"], ["eval", "base"])
-    with scratch() as folder:
-        root = str(restored(good, folder / "warm"))
-        with Forks([[*line, "--artifacts", root] for line in lines]) as server:
-            yield server
+def forks() -> Forks:
+    return warm()[0]
 
 
 @pytest.fixture

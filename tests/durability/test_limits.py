@@ -4,12 +4,10 @@ import os
 import shutil
 import stat
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from durable import DATA, SHAPE, call, corpus, digest, prepared, scratch, sentence
-from forks import Forks
+from durable import DATA, SHAPE, call, corpus, digest, prepared, scratch, sentence, warm
 
 from lmcli.artifacts import inventory
 
@@ -19,7 +17,11 @@ LINE = ["train", "--data", "corpus", "--name", "base", *SHAPE, "--steps", "3"]
 LINE += ["--save-every", "1", "--log-every", "1", "--keep-last", "1"]
 LARGE = ["--d-model", "128", "--n-heads", "4"]  # a checkpoint of 3 MB
 # Root may write everywhere unless it gives that up.
-PLAIN_USER = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if not os.geteuid() else []
+PLAIN_USER = """
+import ctypes
+header, none = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+assert ctypes.CDLL(None).capset(header, none) == 0
+"""
 UNSHARE = ["unshare", "--user", "--map-root-user", "--mount"]
 
 
@@ -35,8 +37,9 @@ def stage():
         root = prepared(folder)
         end = folder / "end"
         shutil.copytree(root, end)
-        with Forks([[*LINE, "--artifacts", str(end)]]) as forks:
-            yield root, digest(end / "runs/base"), forks
+        forks = warm()[0]
+        assert forks.run(*LINE, "--artifacts", end)[0] == 0
+        yield root, digest(end / "runs/base"), forks
 
 
 @pytest.fixture
@@ -85,7 +88,8 @@ def test_a_disk_that_fills_up_while_training(stage, root, mounts):
 
 
 def test_files_that_may_not_grow(stage, root):
-    code, _, said = call(*LINE, root=root, prefix=shell("ulimit -f 64"))
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (2**15, 2**15))"
+    code, _, said = stage[2].run(*LINE, "--artifacts", root, before=limit)
     assert code == 74 and str(root) in sentence(said) and os.strerror(27) in said
     ends_well(stage, root)
 
@@ -100,7 +104,7 @@ def test_a_root_that_may_not_be_written(stage, root):
     for folder in (root, root / "tokenizers"):
         folder.chmod(0o555)
     for line in (LINE, ["tokenizer", "train", text, "--name", "new"]):
-        code, _, said = call(*line, root=root, prefix=PLAIN_USER)
+        code, _, said = stage[2].run(*line, "--artifacts", root, before=PLAIN_USER)
         assert code == 74 and str(root) in sentence(said) and os.strerror(13) in said
     for folder in (root, root / "tokenizers"):
         folder.chmod(0o755)
@@ -112,9 +116,9 @@ def test_a_run_that_may_only_be_read_can_be_used(stage, root):
     for path in (root, *root.rglob("*")):
         path.chmod(0o555 if path.is_dir() else 0o444)
     for line in (["sample", "base", "a"], ["verify", "base"], ["status", "base"], ["ls"]):
-        code, _, said = call(*line, root=root, prefix=PLAIN_USER)
+        code, _, said = stage[2].run(*line, "--artifacts", root, before=PLAIN_USER)
         assert code == 0, (line, said)
-    code, _, said = call("eval", "base", root=root, prefix=PLAIN_USER)
+    code, _, said = stage[2].run("eval", "base", "--artifacts", root, before=PLAIN_USER)
     assert code == 74 and str(root) in sentence(said) and os.strerror(13) in said
 
 
@@ -126,18 +130,9 @@ def test_a_read_only_mount(stage, root, mounts):
 
 
 LITTLE_MEMORY = """
-import resource, sys
-from lmcli.cli import run
-from lmcli.training.trainer import Trainer
-
-def fit(trainer, *more):
-    size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (size + {} * 2**20,) * 2)
-    return whole(trainer, *more)
-
-whole, Trainer.fit = Trainer.fit, fit
-sys.argv[1:] = sys.argv[4:]  # behind `python -m lmcli`
-run()
+import resource
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + 200 * 2**20,) * 2)
 """
 
 
@@ -148,10 +143,10 @@ run()
         (["--context-length", "3000", "--batch-size", "1", "--d-ff", "8192"], 71, "out of memory"),
     ],
 )
-def test_memory(root, shape, code, says):
+def test_memory(stage, root, shape, code, says):
     """A batch that does not fit is halved until it does; one sequence that does not is 71."""
-    prefix = [sys.executable, "-c", LITTLE_MEMORY.format(200)]
-    got, _, said = call(*LINE, *LARGE, *shape, "--steps", "1", root=root, prefix=prefix)
+    line = [*LINE, *LARGE, *shape, "--steps", "1", "--artifacts", root]
+    got, _, said = stage[2].run(*line, before=LITTLE_MEMORY)
     assert got == code and says in said and "Traceback" not in said, said
 
 
@@ -167,9 +162,10 @@ def test_a_temporary_folder_that_is_full_and_no_home(stage, root, mounts):
 @pytest.mark.parametrize("mask", [0o077, 0o027, 0o000])
 def test_modes_follow_the_umask(stage, tmp_path, mask):
     root, text = tmp_path / "fresh", corpus(tmp_path)
+    umask = f"import os; os.umask({mask})"
     for line in (*DATA, LINE, ["eval", "base"]):
         words = [str(word).format(text=text) for word in line]
-        assert stage[2].run(*words, "--artifacts", root, umask=mask)[0] == 0
+        assert stage[2].run(*words, "--artifacts", root, before=umask)[0] == 0
     modes = {(p.is_dir(), stat.S_IMODE(p.stat().st_mode)) for p in (root, *root.rglob("*"))}
     assert modes == {(True, 0o777 & ~mask), (False, 0o666 & ~mask)}
 

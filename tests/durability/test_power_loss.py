@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from durable import corpus, digest, scratch
-from forks import Forks
+from durable import corpus, digest, scratch, warm
 from test_crash_points import SCENARIOS
 
 from lmcli.artifacts import files, layout, manifest
@@ -212,12 +211,11 @@ def test_power_loss(monkeypatch, capfd):
             shutil.rmtree(root)
             shutil.copytree(folder / f"before-{number}", root)
             assert main([*line, "--artifacts", str(root), "-q"]) == 0
-        with Forks([[*line, "--artifacts", str(folder / "warm")] for line in lines]) as forks:
-            for number, state in samples:
-                lay(root, state)
-                code, _, said = forks.run(*lines[number], "--artifacts", root)
-                assert code == 0, said
-                assert digest(root) == ends[number]
+        for number, state in samples:
+            lay(root, state)
+            code, _, said = warm()[0].run(*lines[number], "--artifacts", root)
+            assert code == 0, said
+            assert digest(root) == ends[number]
         capfd.readouterr()
         print(f"{states} disks, {len(samples)} of them continued to the end")
         assert states > 3_500 and len(samples) > 10

@@ -12,8 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from durable import DATA, SHAPE, corpus, digest, prepared, scratch, spawn
-from forks import Forks
+from durable import DATA, SHAPE, corpus, digest, prepared, scratch, spawn, warm
 
 from lmcli.artifacts import files, inventory
 
@@ -41,9 +40,9 @@ def stage():
         end = folder / "end"
         shutil.copytree(root, end)
         text = corpus(folder, 1_500_000)
-        warm = [[*TRAIN, "--artifacts", str(end)]]
-        with Forks(warm) as one, Forks(warm) as two:
-            yield root, digest(end / "runs/base"), [one, two], text
+        servers = warm(PROCESSES)
+        assert servers[0].run(*TRAIN, "--artifacts", end)[0] == 0
+        yield root, digest(end / "runs/base"), servers, text
 
 
 def records(run: Path) -> list[dict]:
