@@ -64,25 +64,18 @@ def _value(value: Any) -> Any:
     return value._peer_.ask(Remote(value._peer_, 1), value) if type(value) is Remote else value
 
 
-def _forward(name: str) -> Callable[..., Any]:
-    def method(self: Remote, *args: Any) -> Any:
-        try:
-            found = self.__getattr__(name)
-        except AttributeError as error:  # list() asks for a length, and takes only TypeError
-            raise TypeError(str(error)) from None
-        return self._peer_.ask(found, *args)
-
-    return method
-
-
-def _compare(name: str) -> Callable[..., Any]:
-    return lambda self, other: getattr(operator, name)(_value(self), _value(other))
+def _forward(self: Remote, name: str, *args: Any) -> Any:
+    try:
+        return self._peer_.ask(self.__getattr__(name), *args)
+    except AttributeError as error:  # list() asks for a length, and takes only TypeError
+        raise TypeError(str(error)) from None
 
 
 for _name in FORWARDED.split():
-    setattr(Remote, f"__{_name}__", _forward(f"__{_name}__"))
-for _name in ("eq", "lt", "le", "gt", "ge"):
-    setattr(Remote, f"__{_name}__", _compare(_name))
+    setattr(Remote, f"__{_name}__", lambda self, *args, n=f"__{_name}__": _forward(self, n, *args))
+for _test in (operator.eq, operator.lt, operator.le, operator.gt, operator.ge):
+    method = lambda self, other, test=_test: test(_value(self), _value(other))  # noqa: E731
+    setattr(Remote, f"__{_test.__name__}__", method)
 
 
 class Peer:
@@ -103,8 +96,9 @@ class Peer:
         try:
             kind, value, more = message
             if kind == "raise":
-                error = getattr(builtins, value)(more)
-                error = error if isinstance(error, Exception) else RuntimeError(more)
+                known: Any = getattr(builtins, value, None)  # `exec`, if the program likes
+                fit = isinstance(known, type) and issubclass(known, Exception)
+                error = known(more) if fit else RuntimeError(more)
             else:
                 value, error = self.unpack(value), None
                 for arg, after in zip(args, self.unpack(more), strict=True):
@@ -312,18 +306,12 @@ def watch(limits: dict[str, Any], root: str) -> NoReturn:
     os._exit(code)
 
 
-def take(size: int) -> bytes:
-    """So many bytes of standard input, and none beyond."""
-    data = b""
-    while len(data) < size:
-        if not (more := os.read(0, size - len(data))):
-            os._exit(0)
-        data += more
-    return data
-
-
 def text() -> str:
-    return take(int.from_bytes(take(8), "big")).decode(errors="surrogatepass")
+    """The next of standard input, after its length in 8 bytes, and not a byte more."""
+    found, left = b"", int.from_bytes(os.read(0, 8), "big")
+    while left > len(found):
+        found += os.read(0, left - len(found)) or os._exit(0)
+    return found.decode(errors="surrogatepass")
 
 
 def main() -> None:

@@ -30,7 +30,6 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from lmcli.errors import RefusedError
 from lmcli.evaluation import inside
@@ -77,63 +76,57 @@ def run(program: str, tests: str, limits: Limits = Limits(), weak: bool = False)
 
 
 def _run(program: str, tests: str, limits: Limits, weak: bool) -> Verdict:
-    nonce, began = secrets.token_hex(16), time.monotonic()
-    settings = {**asdict(limits), "weak": weak, "user": int(not weak and os.getuid() == 0)}
-    with contextlib.ExitStack() as stack:
-        told, tell = os.pipe()
-        stack.callback(os.close, told)
-        with os.fdopen(tell) as _:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="lmcli-"))
-            process = _start(folder, {**settings, "verdict": tell}, weak)
-        stack.callback(_stop, process)
+    began, nonce = time.monotonic(), secrets.token_hex(16)
+    reason, words, said, printed = "timeout", [""], b"", 0
+    told, tell = os.pipe()
+    user = int(not weak and os.getuid() == 0)
+    settings = json.dumps({**asdict(limits), "weak": weak, "user": user, "verdict": tell})
+    code = Path(inside.__file__).read_text()
+    with open(told, "rb", 0) as verdict, tempfile.TemporaryDirectory(prefix="lmcli-") as folder:
+        process = subprocess.Popen(
+            [*((), UNSHARE)[not weak], sys.executable, "-sSP", "-X", "utf8", "-c", code, settings],
+            cwd=folder,
+            env={"PATH": os.environ.get("PATH", os.defpath), "HOME": folder, "PYTHONHASHSEED": "0"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=[tell],
+            start_new_session=True,
+        )
+        os.close(tell)
         assert process.stdin and process.stdout
-        with contextlib.suppress(OSError):  # it has failed, and will say so
-            if not weak:
-                _map_users(process)
-            for text in (program, tests, nonce):
-                data = text.encode(errors="surrogatepass")
-                process.stdin.write(len(data).to_bytes(8, "big") + data)
-            process.stdin.flush()
-        reason, detail, said, printed = "timeout", "", b"", 0
-        poll, output = select.poll(), process.stdout.fileno()
-        poll.register(told)
-        poll.register(output)
-        while (left := began + limits.seconds - time.monotonic()) > 0:
-            ready = [handle for handle, _ in poll.poll(1000 * left)]
-            if output in ready:
-                data = os.read(output, 2**16)
-                said, printed = data or said, printed + len(data)
-                if not data:
-                    poll.unregister(output)
-                if printed > limits.output:
-                    reason = "output"
+        try:
+            with contextlib.suppress(OSError):  # it has failed, and will say so
+                if not weak:
+                    _map_users(process)
+                for text in (program, tests, nonce):
+                    data = text.encode(errors="surrogatepass")
+                    process.stdin.write(len(data).to_bytes(8, "big") + data)
+                process.stdin.flush()
+            poll = select.poll()
+            poll.register(verdict)
+            poll.register(process.stdout)
+            while (left := began + limits.seconds - time.monotonic()) > 0:
+                ready = [handle for handle, _ in poll.poll(1000 * left)]
+                if process.stdout.fileno() in ready:
+                    if not (data := os.read(process.stdout.fileno(), 2**16)):
+                        poll.unregister(process.stdout)
+                    said, printed = data or said, printed + len(data)
+                    if printed > limits.output:
+                        reason = "output"
+                        break
+                if told in ready:
+                    words = verdict.read(2**12).decode(errors="replace").split(maxsplit=2)
+                    reason = words[1] if words[:1] == [nonce] else "error"
                     break
-            if told in ready:
-                words = os.read(told, 2**12).decode(errors="replace").split(maxsplit=2)
-                known = words[:1] == [nonce]
-                reason, detail = (words[1], " ".join(words[2:])) if known else ("error", "")
-                break
-    if reason == "error" and process.returncode == 1:
+        finally:
+            _stop(process)
+    if not words and process.returncode == 1:  # init has not come to start the tests
         lines = said.decode(errors="replace").splitlines()
         raise RefusedError(lines[-1] if lines else "unshare failed")
     if process.returncode == inside.MEMORY:
         reason = "memory"
-    return Verdict(reason == "passed", reason, time.monotonic() - began, detail)
-
-
-def _start(folder: str, settings: dict[str, Any], weak: bool) -> "subprocess.Popen[bytes]":
-    code = Path(inside.__file__).read_text()
-    command = [sys.executable, "-sSP", "-X", "utf8", "-c", code, json.dumps(settings)]
-    return subprocess.Popen(
-        command if weak else [*UNSHARE, *command],
-        cwd=folder,
-        env={"PATH": os.environ.get("PATH", os.defpath), "HOME": folder, "PYTHONHASHSEED": "0"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        pass_fds=[settings["verdict"]],
-        start_new_session=True,
-    )
+    return Verdict(reason == "passed", reason, time.monotonic() - began, " ".join(words[2:]))
 
 
 def _map_users(process: "subprocess.Popen[bytes]") -> None:
@@ -152,12 +145,15 @@ def _map_users(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:
-    """Ends everything in the sandbox: init does when its input is closed, and is waited for."""
+    """Ends init, and with it everything in the sandbox, which `unshare` waits for."""
     assert process.stdin and process.stdout
-    with contextlib.suppress(BrokenPipeError):
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    with contextlib.suppress(OSError):
         process.stdin.close()
+        for child in children.read_text().split():
+            os.kill(int(child), signal.SIGKILL)
     try:
-        process.wait(1)
+        process.wait(0.5)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()

@@ -141,7 +141,7 @@ PROBLEMS = [
 ]
 COMPLETIONS = [
     "    return math.pi * r**2",
-    "    pass\n\ndef half(x):\n    return math\n\ndef area(x):\n    return math.pi if x is math else 0",
+    "    return math.pi if r is math else 0\n\ndef half(x):\n    return math",
     "    return 3.14",
     "def add(a, b): return a + b",
     "def add(a, b): return 3",
