@@ -47,7 +47,11 @@ MODEL = {
 # Shares of the budget; scoring, compressors and samples take the rest.
 TRAINING_SHARE, SUMMARIES_SHARE = 0.6, 0.1
 SUMMARIES = {"batch_tokens": 2048, "optimizer": "muon", "lr": 0.005, "schedule": "linear"}
-FUNCTION = "def total(numbers):\n    result = 0\n    for n in numbers:\n        result += n\n    return result"
+FUNCTION = """def total(numbers):
+    result = 0
+    for n in numbers:
+        result += n
+    return result"""
 PRIMING_BYTES = 16 * 2**20
 
 

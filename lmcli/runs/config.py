@@ -218,7 +218,7 @@ def plan(root: Path, asked: Asked) -> tuple[RunConfig, Dataset, Begin | None]:
         chat = facts["chat_template"] if facts.get("chat") else None
         before = begin[0].tuning if begin else TuningConfig()
         rest = _for_pairs(rest, model, tokenizer, before, chat)
-    elif only := [key for key in FOR_PAIRS if rest.get(key, "loss") != "loss"]:
+    elif only := [key for key in FOR_PAIRS if rest.get(key) not in (None, 0, "loss")]:
         raise UsageError(f"{fields.flag(only[0])} is for pairs, but {data} is plain text")
     tuning = fields.build(TuningConfig, {k: rest.pop(k) for k in TUNING & rest.keys()})
     training = fields.build(TrainingConfig, usual | rest)
