@@ -82,5 +82,6 @@ def command(
             f"{counts['bytes']:,} bytes"
         )
         console.answer(console.table([(s["name"], f"{s['value']:.8g}") for s in result["scores"]]))
-        console.say(result["scores"][0]["signature"])
+        for signature in dict.fromkeys(s["signature"] for s in result["scores"]):
+            console.say(signature)
     keep(loaded, result)  # last, so that a disk that refuses costs no answer
