@@ -9,7 +9,8 @@ and both translate test_2016_flickr with the same weights, those of one lmcli ru
 names; how many translations are equal is printed, so that the two are known to do the same work.
 
 Training is counted in target tokens, `<eos>` included, by each program's own log without its first
-20 updates. Sentences per second are those of the whole process less a run on one sentence.
+20 updates (so `--updates` is a multiple of 10, above 20). Sentences per second are those of the
+whole process less a run on one sentence.
 """
 
 import argparse
@@ -23,8 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-VOCABULARY, BEAMS, LOG_EVERY = 10000, 5, 10
-WARM = 2  # windows of the log that are left out
+VOCABULARY, BEAMS, WARM, LOG_EVERY = 10000, 5, 20, 10
 SPLITS, SIDES = ("train", "val", "test_2016_flickr"), ("en", "de")
 SHAPE = ["--preset", "transformer-tiny", "--dropout", 0.3, "--norm-eps", 1e-6]
 QUIET = ["--eval-every", 0, "--save-every", 0, "--log-every", LOG_EVERY]  # nothing but training
@@ -156,18 +156,23 @@ def rename(checkpoint: Path, out: Path) -> None:
 
 
 def train_lmcli(work: Path, batch_tokens: int, updates: int) -> float:
-    """Target tokens per second; each window of the log holds about equally many."""
+    """Target tokens per second by the log, after WARM updates."""
     flags = ["--batch-tokens", batch_tokens, "--steps", updates]
     lmcli("train", "--data", "pairs", "--name", "speed", "--force", *SHAPE, *QUIET, *flags)
-    rows = map(json.loads, (work / "runs/speed/perf.jsonl").read_text().splitlines())
-    windows = [float(row["tokens_per_second"]) for row in rows if "tokens_per_second" in row]
-    return statistics.harmonic_mean(windows[WARM:])
+    at: dict[int, dict[str, float]] = {}
+    for file in ("metrics.jsonl", "perf.jsonl"):
+        for row in map(json.loads, (work / "runs/speed" / file).read_text().splitlines()):
+            if "val_loss" not in row:
+                at.setdefault(row["step"], {}).update(row)
+    first, last = at[WARM], at[updates]
+    return (last["tokens"] - first["tokens"]) / (last["seconds"] - first["seconds"])
 
 
 def train_joeynmt(command: list[object], config: Path) -> float:
+    """The same; each window of its log has about as many tokens."""
     log = run(*command, "train", config, "--skip-test").stderr
-    windows = re.findall(r"Tokens per Sec: +(\d+)", log)
-    return statistics.harmonic_mean([float(rate) for rate in windows[WARM:]])
+    windows = re.findall(r"Step: +(\d+), .* Tokens per Sec: +(\d+)", log)
+    return statistics.harmonic_mean([float(rate) for step, rate in windows if int(step) > WARM])
 
 
 def translate(command: list[object], text: str) -> tuple[float, list[str]]:

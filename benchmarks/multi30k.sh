@@ -8,7 +8,7 @@
 # which gets an environment of its own. The same translations are scored twice:
 #   tokenized     against references treated likewise, no further tokenizer: as papers score it
 #   detokenized   by sacremoses, against the published references: sacrebleu's 13a, case-insensitive
-# The checkpoint is the best on val; test is seen once. The same command again repeats nothing done.
+# The checkpoint is the best on val; test is not looked at before. Again: what is trained stays.
 set -eu
 
 case "${1-}" in de | fr) target=$1 ;; *) echo "usage: $0 de|fr" >&2 && exit 2 ;; esac
