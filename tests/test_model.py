@@ -13,7 +13,7 @@ from lmcli.model import loss as loss_module
 from lmcli.model.attention import Attention, attention_weights, relative_bucket, rotate
 from lmcli.model.loss import nll, summed_nll, token_nll
 from lmcli.model.presets import PRESETS, preset
-from lmcli.model.transformer import Transformer, sinusoids
+from lmcli.model.transformer import Dropout, Transformer, sinusoids
 
 SMALL = {"vocab_size": 50, "d_model": 32, "n_heads": 4, "n_layers": 2, "context_length": 32}
 SHAPES = {
@@ -225,6 +225,26 @@ def test_chunked_loss_is_the_plain_one_in_value_and_gradient(monkeypatch):
     torch.testing.assert_close(nll(model, hidden, targets).flatten(), expected)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_fused_loss_has_the_gradients_of_cross_entropy(monkeypatch, tied, smoothing):
+    """In float64, over several chunks, with a bias, and with rows that do not count."""
+    monkeypatch.setattr(loss_module, "CHUNK_ELEMENTS", 50 * 4)
+    model = make(tie_embeddings=tied, output_bias=True).double()
+    hidden = torch.randn(3, 10, 32, dtype=torch.float64, requires_grad=True)
+    targets, mask = torch.randint(0, 50, (3, 10)), torch.rand(3, 10) > 0.3
+    learns = [hidden, model.output_weight, model.output_bias_or_none]
+    fused = 0.5 * summed_nll(model, hidden, targets, mask, smoothing)
+    plain = 0.5 * F.cross_entropy(
+        model.logits(hidden)[mask], targets[mask], reduction="sum", label_smoothing=smoothing
+    )
+    torch.testing.assert_close(fused.double(), plain, rtol=1e-6, atol=0)
+    for one, other in zip(
+        torch.autograd.grad(fused, learns), torch.autograd.grad(plain, learns), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+
+
 def test_weights_depend_on_seed_and_name_alone():
     first, again, other = (Transformer(ModelConfig(**SMALL).resolved()) for _ in range(3))
     torch.manual_seed(1)
@@ -295,3 +315,16 @@ def test_parameter_names_are_the_file_format():
         "decoder.norm.weight",
         "output.weight",
     ]
+
+
+def test_dropout_keeps_the_mean_and_repeats_with_its_seed():
+    drop, x = Dropout(0.3).train(), torch.ones(1001, 1000)
+    torch.manual_seed(1)
+    one = drop(x)
+    assert set(one.unique().tolist()) == {0.0, pytest.approx(1 / 0.7, rel=1e-4)}
+    assert (one == 0).float().mean() == pytest.approx(0.3, abs=0.002)
+    for part in one.split(100):  # of every place alike
+        assert (part == 0).float().mean() == pytest.approx(0.3, abs=0.01)
+    torch.manual_seed(1)
+    assert torch.equal(one, drop(x))
+    assert torch.equal(drop.eval()(x), x)

@@ -44,8 +44,6 @@ def summed_nll(
     if loss_mask is not None:
         rows, flat = rows[loss_mask.flatten()], flat[loss_mask.flatten()]
     weight, bias = model.output_weight, model.output_bias_or_none
-    if not torch.is_grad_enabled():
-        label_smoothing = 0.0
     total: Tensor = _SummedNLL.apply(rows, weight, bias, flat, label_smoothing)  # type: ignore[no-untyped-call]
     return total
 
