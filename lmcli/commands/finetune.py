@@ -1,13 +1,12 @@
 """lmcli finetune"""
 
-from pathlib import Path
 from typing import Any
 
 import click
 
 from lmcli import console
 from lmcli.commands import options
-from lmcli.commands.train import run_training
+from lmcli.commands.train import how, run_training
 from lmcli.config.training import TrainingConfig
 from lmcli.config.tuning import TuningConfig
 from lmcli.errors import UsageError
@@ -24,12 +23,7 @@ USUAL_LORA = {"lr": 1e-3}
 @options.settings(TuningConfig, TrainingConfig, file=True)
 @click.option("--dropout", type=float, metavar="X", help="Dropout instead of the run's own.")
 @click.option("--merge", is_flag=True, help="Write RUN with its LoRA updates merged, as it is.")
-@click.option(
-    "--max-time", metavar="TIME", help="Save and stop (exit code 75) before 3h55m, say, are over."
-)
-@click.option("--dry-run", is_flag=True, help="Print the resolved config and stop.")
-@options.force_option
-@options.common
+@how
 def command(
     origin: str,
     data: str | None,
@@ -37,11 +31,7 @@ def command(
     given: dict[str, Any],
     dropout: float | None,
     merge: bool,
-    max_time: str | None,
-    dry_run: bool,
-    force: bool,
-    root: Path,
-    as_json: bool,
+    **how: Any,
 ) -> None:
     """Begin with the weights of a run, trained here or imported, and learn pairs or text.
 
@@ -62,11 +52,11 @@ def command(
             raise UsageError("--merge trains nothing; leave out the other settings")
         from lmcli.runs.exchange import merge_run
 
-        made = merge_run(root, origin, name, force)
-        console.reply(as_json, {"name": made.name, "id": made.id}, made.name)
+        made = merge_run(how["root"], origin, name, how["force"])
+        console.reply(how["as_json"], {"name": made.name, "id": made.id}, made.name)
         return
     if dropout is not None:
         given["dropout"] = dropout
     usual = USUAL | (USUAL_LORA if given.get("lora_rank") else {})
-    asked = {"origin": origin, "given": given, "usual": usual}
-    run_training(name, data, asked, max_time, dry_run, force, root, as_json)
+    asked = {"data": data, "origin": origin, "given": given, "usual": usual}
+    run_training(name, asked, **how)

@@ -1,6 +1,7 @@
 """lmcli train"""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +17,23 @@ from lmcli.config.units import parse_duration
 from lmcli.signals import StopRequest
 
 
+def how(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of `run_training`: the last ones of a command that trains."""
+    function = options.force_option(options.common(function))
+    text = "Print the resolved config and stop."
+    function = click.option("--dry-run", is_flag=True, help=text)(function)
+    text = "Save and stop (exit code 75) before 3h55m, say, are over."
+    return click.option("--max-time", metavar="TIME", help=text)(function)
+
+
 @click.command(short_help="Train a model; the same command again resumes it.")
 @click.option("--name", metavar="RUN", required=True, help="Name of the run.")
 @click.option("--from", "origin", metavar="RUN", help="Run whose best weights to begin with.")
 @options.settings(
     *(StartConfig, TrainingConfig, TaskConfig, ModelConfig), leave_out=("vocab_size",), file=True
 )
-@click.option(
-    "--max-time", metavar="TIME", help="Save and stop (exit code 75) before 3h55m, say, are over."
-)
-@click.option("--dry-run", is_flag=True, help="Print the resolved config and stop.")
-@options.force_option
-@options.common
-def command(
-    name: str,
-    origin: str | None,
-    given: dict[str, Any],
-    max_time: str | None,
-    dry_run: bool,
-    force: bool,
-    root: Path,
-    as_json: bool,
-) -> None:
+@how
+def command(name: str, origin: str | None, given: dict[str, Any], **how: Any) -> None:
     """Train a model on a dataset of text or pairs, or continue a run that was interrupted.
 
     Everything automatic is resolved before the first step and stored in the run's config.json,
@@ -57,13 +53,12 @@ def command(
     """
     options.read_template(given)
     preset = given.pop("preset", None)
-    asked = {"preset": preset, "origin": origin, "given": given}
-    run_training(name, given.pop("data", None), asked, max_time, dry_run, force, root, as_json)
+    asked = {"data": given.pop("data", None), "preset": preset, "origin": origin, "given": given}
+    run_training(name, asked, **how)
 
 
 def run_training(
     name: str,
-    data: str | None,
     asked: dict[str, Any],
     max_time: str | None,
     dry_run: bool,
@@ -71,7 +66,7 @@ def run_training(
     root: Path,
     as_json: bool,
 ) -> None:
-    """Trains the run `name`; `asked` are the other fields of `runs.config.Asked`."""
+    """Trains the run `name` as `asked`, the fields of `runs.config.Asked`."""
     run = layout.new(root, "run", name)
     for path in (layout.creation_lock(run), run / layout.LOCK):
         lock.check_free(path, f"run {name}")
@@ -80,7 +75,7 @@ def run_training(
         from lmcli.runs.config import Asked
         from lmcli.runs.start import train
 
-        status = train(root, name, Asked(data, **asked), stop, dry_run, force)
+        status = train(root, name, Asked(**asked), stop, dry_run, force)
     if dry_run or as_json:
         console.answer(json.dumps(status, indent=2 if dry_run else None))
     else:
