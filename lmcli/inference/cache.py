@@ -55,12 +55,14 @@ class Cache:
         return torch.arange(slots, device=self.layers[0].k.device)[None]
 
     def select(self, rows: Tensor) -> None:
-        """Keeps, reorders or repeats the given rows."""
+        """Keeps, reorders or repeats the given rows; only as many slots are moved as are used."""
 
         def chosen(slots: Tensor, used: int) -> Tensor:
-            new = slots.new_zeros((len(rows), *slots.shape[1:]))
-            new[:, :, :used] = slots[rows, :, :used]
-            return new
+            kept = slots[rows, :, :used]
+            if len(rows) > len(slots):
+                slots = slots.new_zeros((len(rows), *slots.shape[1:]))
+            slots[: len(rows), :, :used] = kept
+            return slots[: len(rows)]
 
         for layer in self.layers:
             layer.k, layer.v = chosen(layer.k, layer.used), chosen(layer.v, layer.used)
