@@ -88,22 +88,22 @@ def windows(tmp_path) -> Windows:
 
 
 def test_a_batch_is_a_pure_function_of_its_numbers(windows):
-    one = windows.batch(5, 8)
-    windows.batch(6, 8)
-    two = Windows(windows.store, 16, 3).batch(5, 8)
+    one = windows.parts(5, 8)[0]
+    windows.parts(6, 8)
+    two = Windows(windows.store, 16, 3).parts(5, 8)[0]
     assert np.array_equal(one.input_ids, two.input_ids)
     assert np.array_equal(one.targets[:, :-1], one.input_ids[:, 1:])
     assert not np.shares_memory(one.input_ids, one.targets)
-    assert not np.array_equal(one.input_ids, Windows(windows.store, 16, 4).batch(5, 8).input_ids)
+    assert not np.array_equal(one.input_ids, Windows(windows.store, 16, 4).parts(5, 8)[0].input_ids)
 
 
 @pytest.mark.parametrize(("world", "n_micro"), [(1, 2), (2, 1), (2, 2), (4, 1), (4, 2), (1, 8)])
 def test_ranks_and_micro_batches_partition_the_same_global_batch(windows, world, n_micro):
-    whole = windows.batch(3, 8).input_ids
+    whole = windows.parts(3, 8)[0].input_ids
     parts = [
-        windows.batch(3, 8, m, n_micro, r, world).input_ids
-        for r in range(world)
-        for m in range(n_micro)
+        part.input_ids
+        for rank in range(world)
+        for part in windows.parts(3, 8, 8 // world // n_micro, rank, world)
     ]
     assert np.array_equal(np.concatenate(parts), whole)
 
@@ -120,6 +120,6 @@ def test_an_epoch_visits_each_window_once_and_epochs_differ(windows):
 
 def test_a_context_longer_than_the_split_is_refused(tmp_path):
     store = make_store(tmp_path, [[5] * 15])
-    assert Windows(store, 15, 0).batch(0, 2).input_ids.shape == (2, 15)
+    assert Windows(store, 15, 0).parts(0, 2)[0].input_ids.shape == (2, 15)
     with pytest.raises(DataError, match=r"--context-length 16 needs 17 tokens.*split has 16"):
         Windows(store, 16, 0)

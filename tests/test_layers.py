@@ -37,7 +37,8 @@ MAY = {
         "metrics",
     },
     "commands": GROUND
-    | {"runs", "text", "dataset", "metrics", "report", "commands", "cli", "training"},
+    | {"runs", "text", "dataset", "metrics", "report", "commands", "cli", "training"}
+    | {"evaluation"},
     "cli": {"commands", "errors", "config", "console", ""},
     "__main__": {"cli"},
     "": set(),
@@ -110,6 +111,8 @@ def test_nothing_loads_pickles_or_runs_text_as_code():
     for path, _ in files():
         for number, line in enumerate(path.read_text().splitlines(), 1):
             code = line.replace(".eval()", "")
+            if path.name == "inside.py":  # what the sandbox is for
+                code = code.replace("exec(compile(", "")
             assert not banned.search(code), f"{path}:{number}: {line}"
 
 

@@ -5,6 +5,7 @@ import random
 import re
 import string
 from collections import Counter
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from lmcli.config.scoring import METRICS, ScoringConfig
 from lmcli.errors import MissingInputError, UsageError
-from lmcli.metrics import answers, rouge, scripts, significance, translation
+from lmcli.metrics import answers, passk, rouge, scripts, significance, translation
 from lmcli.text.segments import read
 
 FAMILY = {"translation": translation, "rouge": rouge, "answers": answers}
@@ -404,3 +405,25 @@ def test_draws_depend_on_the_counters_alone_and_use_every_segment():
     assert len(set(long.tolist())) == 1000 and (long >= 0).all()
     assert 450 < (long % 2).sum() < 550 and np.bincount(long % 10).min() > 60
     assert (significance._draws(7, 1, 3, 1000) != long).all()
+
+
+# ---- pass@k ----
+
+
+def test_pass_at_k_is_the_share_of_choices_with_a_program_that_passes():
+    for n in range(1, 8):
+        for c in range(n + 1):
+            for k in range(1, n + 1):
+                choices = list(combinations([True] * c + [False] * (n - c), k))
+                assert passk.estimate(n, c, k) == pytest.approx(
+                    sum(map(any, choices)) / len(choices)
+                )
+    assert passk.estimate(10**5, 10, 10**4) == pytest.approx(1 - 0.9**10, rel=1e-4)
+    assert 0 < passk.estimate(10**6, 1, 1) == pytest.approx(1e-6)
+
+
+def test_pass_at_k_is_the_mean_over_problems_with_its_recipe():
+    config = ScoringConfig(timeout="3s", weak_sandbox=True)
+    score = passk.measure("pass@2", [[True, False, False], [True] * 3], [], config).score()
+    assert score.value == pytest.approx(100 * (2 / 3 + 1) / 2)
+    assert score.signature.startswith("k:2|n:3|timeout:3s|sandbox:weak|python:3.")

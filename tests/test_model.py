@@ -124,7 +124,7 @@ def test_the_future_never_affects_the_past(model):
 
 
 def cached(model: Transformer, ids: torch.Tensor, splits: list[int]) -> torch.Tensor:
-    cache = Cache(model.config, len(ids), ids.shape[1], torch.device("cpu"), torch.float32)
+    cache = Cache(model.config, len(ids), torch.device("cpu"), torch.float32)
     out, start = [], 0
     for end in splits:
         positions = torch.arange(start, end)[None]

@@ -3,6 +3,7 @@
 artifacts/
   tokenizers/<name>/   tokenizer.json  manifest.json
   datasets/<name>/     tokenizer.json  {train,val,test}.bin  .idx  manifest.json
+                       of pairs: {train,val,test}.{source,target}.bin  .idx
   runs/<name>/         config.json  tokenizer.json  manifest.json  status.json  LOCK
                        metrics.jsonl  perf.jsonl  events.jsonl  evals/*.json
                        checkpoints/index.json
@@ -32,7 +33,7 @@ OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
 EVALS = "evals"
 EVALS_LOCK = ".lock"
-RECIPE = ("stride", "max_tokens")  # settings that change a score
+RECIPE = ("stride", "max_tokens", "metrics", "outputs")  # settings that change a score
 # What may lie in a run; a checkpoint's own manifest says what may lie in it.
 RUN_FOLDERS = r"checkpoints|evals|checkpoints/step-\d{6,}(/.*)?"
 RUN_FILES = (
@@ -40,6 +41,7 @@ RUN_FILES = (
     r"|checkpoints/(index\.json|step-\d{6,}/.*)|evals/(\.lock|[^/]+\.json)"
 )
 SPLITS = ("train", "val", "test")
+SIDES = ("source", "target")
 FOLDERS = {"tokenizer": "tokenizers", "dataset": "datasets", "run": "runs"}
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -92,6 +94,11 @@ def find(root: Path, reference: str, kind: str | None = None) -> Path:
         choices = " or ".join(f"{p.parent.name}/{p.name}" for p in found)
         raise UsageError(f"{reference!r} names several artifacts; say {choices}")
     return found[0]
+
+
+def side(split: str, name: str) -> str:
+    """The files of one side of a split of pairs, `train.source`; of text, `train`."""
+    return f"{split}.{name}".removesuffix(".")
 
 
 def spool(directory: Path) -> Path:

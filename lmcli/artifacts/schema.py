@@ -19,7 +19,8 @@ NONE = {str: ()}
 FILE: Any = {"bytes": int, "sha256": str}
 NAMED: Any = {"name": str, "id": str}
 COUNTS = {"documents": int, "tokens": int, "bytes": int, "words": int}
-BEST = {"step": int, "val_loss": float}
+COUNTS |= {"source_tokens?": int, "source_bytes?": int}
+BEST = {"step": int, "val_loss?": float}  # or the metric that best_by names
 
 MANIFEST: Any = {"format": int, "kind": str, "name": str, "id": str, "parents": {str: str}}
 MANIFEST |= {"files": {str: FILE}, "made": {"command": [str], "time": str}}
@@ -29,13 +30,14 @@ KINDS: Any = {  # what else a manifest of this kind says
     "dataset": {
         "parents": {"tokenizer": str},
         "config": {"vocab_size": int, "eos_id": int, "order": str, "split_rule": str}
-        | {"splits": {"train": COUNTS, "val?": COUNTS, "test?": COUNTS}},
+        | {"splits": {"train": COUNTS, "val?": COUNTS, "test?": COUNTS}}
+        | {"form?": str, "dropped?": {str: int}, "chat_template?": {str: str}, "chat?": bool},
     },
     "run": {"parents": {"tokenizer": str}},
     "checkpoint": {"parents": {"run": str}},
 }
 CONFIG: Any = {"model": ANY, "training": ({"steps": int}, NONE)}
-CONFIG |= {"data": (NAMED, NONE), "origin?": NAMED}
+CONFIG |= {"data": (NAMED, NONE), "origin?": NAMED, "tuning?": ANY}
 STATUS: Any = {"run_id": str, "state": str, "step": int, "steps": int, "exit": (int, None)}
 STATUS |= {"reason": str, "resumable": bool, "logs": {str: FILE}}
 INDEX = {"last": int, "best": (int, None)}

@@ -1,8 +1,11 @@
 """lmcli data"""
 
 import dataclasses
+import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,13 +13,18 @@ from lmcli import console
 from lmcli.artifacts import layout, manifest
 from lmcli.commands import options
 from lmcli.commands.creation import Creation, creation_flags, summary
-from lmcli.config.data import ReadConfig, SplitConfig
-from lmcli.config.fields import pick
+from lmcli.config.data import PairConfig, ReadConfig, SplitConfig
+from lmcli.config.fields import flag, pick
 from lmcli.config.units import show_bytes
 from lmcli.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from lmcli.dataset.store import Dataset
+    from lmcli.text.readers import Reader
+    from lmcli.text.tokenizer import Tokenizer
+
+SIDES = {(s, i): f"{s}_{i}".removeprefix("train_") for s in layout.SPLITS for i in layout.SIDES}
+TEXT_ONLY = ("document", "text_key")  # settings that mean nothing for pairs
 
 
 @click.group(short_help="Build, check and show memory-mapped datasets.")
@@ -30,14 +38,23 @@ def command() -> None:
     """
 
 
+def _side_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--source`, `--target` and those of val and test, as the parameters of `SIDES`."""
+    for (split, side), name in reversed(SIDES.items()):
+        text = f"Lines of {side}s of the {split} split, parallel to the others (repeatable)."
+        function = click.option(flag(name), multiple=True, metavar="FILE", help=text)(function)
+    return function
+
+
 @command.command("build")
-@click.argument("files", nargs=-1, required=True)
+@click.argument("files", nargs=-1)
 @click.option("--tokenizer", metavar="TOKENIZER", required=True, help="Tokenizer to encode with.")
 @click.option("--name", metavar="DATASET", required=True, help="Name of the dataset.")
 @click.option("--val", multiple=True, metavar="FILE", help="Files of the val split (repeatable).")
 @click.option("--test", multiple=True, metavar="FILE", help="Files of the test split (repeatable).")
+@_side_options
 @click.option("--dry-run", is_flag=True, help="Say what would be read and written, and stop.")
-@creation_flags(SplitConfig, ReadConfig)
+@creation_flags(PairConfig, SplitConfig, ReadConfig)
 def build(
     files: tuple[str, ...],
     tokenizer: str,
@@ -46,11 +63,16 @@ def build(
     test: tuple[str, ...],
     dry_run: bool,
     creation: Creation,
+    **sides: tuple[str, ...],
 ) -> None:
     """Encode text into a dataset with train, val and test splits; - is standard input.
 
     Documents are dealt by a hash of their text; fewer than 20 are each cut by position, at a line
     end. With --val or --test files, only those make up that split.
+
+    Pairs of a source and a target come from parallel lines (--source, --target), from two fields of
+    records (--source-key, --target-key), or from JSONL with prompt and completion or a chat in
+    messages (--pairs). They are dealt by the source. What was dropped is counted.
 
     \b
     Examples:
@@ -58,34 +80,86 @@ def build(
       lmcli data build train/ --val valid.txt --test-fraction 0 --tokenizer bpe8k --name corpus
       lmcli data build 'c4/*.jsonl.gz' --tokenizer bpe32k --name c4 --on-error skip
       zcat dump.gz | lmcli data build - --document line --tokenizer bpe32k --name dump
+      lmcli data build --source train.en --target train.de --tokenizer bpe --name pairs
+      lmcli data build en-zh.tsv --source-key en --target-key zh --tokenizer bpe --name pairs
     """
-    from lmcli.dataset.build import build as build_dataset
-    from lmcli.dataset.build import preview
+    from lmcli.dataset import build as texts
 
     split, read = pick(SplitConfig, creation.given), pick(ReadConfig, creation.given)
+    pair = pick(PairConfig, creation.given)
+    of_pairs = _of_pairs(bool(files), bool(val or test), sides, creation.given)
     path = layout.new(creation.root, "dataset", name)
     tokenizer_path = layout.find(creation.root, tokenizer, "tokenizer")
-    parents = {"tokenizer": manifest.read(tokenizer_path, "tokenizer").id}
+    made = manifest.read(tokenizer_path, "tokenizer")
+    parents = {"tokenizer": made.id}
     inputs = {"train": files, "val": val, "test": test}
+    if any(sides.values()):
+        inputs = {layout.side(*key): sides[name] for key, name in SIDES.items()}
     if dry_run:
         from lmcli.text.readers import Reader
 
         readers = {s: Reader(f, read, creation.exclude) for s, f in inputs.items() if f}
         found = {s: {"files": len(r.paths), "bytes": r.size} for s, r in readers.items()}
         lines = [(s, f"{v['files']:,} files, {show_bytes(v['bytes'])}") for s, v in found.items()]
-        plan = preview(readers, split)
+        by_hash = {"split_rule": "hash", "splits": texts.deal(_by_split(readers), split)[1]}
+        plan: dict[str, Any] = by_hash if of_pairs else texts.preview(readers, split)
         facts = {"name": name, "path": str(path), "exists": path.exists(), "read": found, **plan}
         lines += [("to write", ", ".join(plan["splits"])), ("split by", plan["split_rule"])]
         console.reply(creation.as_json, facts, console.listing([("dataset", path), *lines]))
         return
-    creation.make(
-        "dataset",
-        path,
-        dataclasses.asdict(split) | dataclasses.asdict(read),
-        inputs,
-        lambda readers, recorded: build_dataset(path, readers, tokenizer_path, split, recorded),
-        parents,
-    )
+    recorded = dataclasses.asdict(split) | dataclasses.asdict(read)
+
+    def build_dataset(readers: dict[str, "Reader"], recorded: dict[str, Any]) -> manifest.Manifest:
+        if not of_pairs:
+            return texts.build(path, readers, tokenizer_path, split, recorded)
+        from lmcli.dataset import pairs
+
+        by_split = _by_split(readers)
+        return pairs.build(path, by_split, tokenizer_path, split, pair, template, recorded)
+
+    if of_pairs:
+        from lmcli.text import chat
+
+        template = made.config.get("chat_template") or chat.DEFAULT
+        recorded |= dataclasses.asdict(pair) | {"form": "pairs", "chat_template": template}
+        recorded = {k: v for k, v in recorded.items() if k not in (*TEXT_ONLY, "pairs")}
+    creation.make("dataset", path, recorded, inputs, build_dataset, parents)
+
+
+def _of_pairs(
+    files: bool, held_out: bool, sides: dict[str, tuple[str, ...]], given: dict[str, Any]
+) -> bool:
+    """Whether pairs were asked for; UsageError for flags that do not go together."""
+    parallel, keys = any(sides.values()), "source_key" in given or "target_key" in given
+    if parallel and (files or held_out or keys):
+        raise UsageError(
+            "--source and --target name parallel lines, held out by --val-source and --val-target "
+            "and so on; FILES, --val, --test and the keys are for records or text"
+        )
+    if not parallel and not files:
+        raise UsageError("nothing to read: name FILES, or parallel lines by --source and --target")
+    if parallel:
+        for (split, _), name in SIDES.items():
+            wanted = split == "train" or any(sides[n] for (s, _), n in SIDES.items() if s == split)
+            if wanted and not sides[name]:
+                raise UsageError(f"{flag(name)} is missing: sources and targets go together")
+    of_pairs = parallel or keys or bool(given.get("pairs"))
+    wrong = TEXT_ONLY if of_pairs else tuple(f.name for f in dataclasses.fields(PairConfig))
+    for name in wrong:
+        if given.get(name):
+            form = "a dataset of text" if of_pairs else "pairs (--source, --source-key or --pairs)"
+            raise UsageError(f"{flag(name)} is for {form}")
+    if of_pairs and given.get("split_by") == "position":
+        raise UsageError("--split-by position would cut pairs; they are dealt by hash")
+    return of_pairs
+
+
+def _by_split(readers: "dict[str, Reader]") -> "dict[str, list[Reader]]":
+    """The readers of each split: one of records, or those of sources and targets in this order."""
+    found: dict[str, list[Reader]] = {}
+    for name, reader in readers.items():
+        found.setdefault(name.partition(".")[0], []).append(reader)
+    return found
 
 
 def _open(root: Path, reference: str) -> "Dataset":
@@ -110,15 +184,23 @@ def info(dataset: str, root: Path, as_json: bool) -> None:
         console.answer_json(summary(made.name, made) | {"parents": made.parents})
         return
     rows = []
+    keys = ("documents", *(("source_tokens",) if found.sources else ()), "tokens", "bytes")
     for split in found.splits:
         c = config["splits"][split]
-        counts = [f"{c[key]:,}" for key in ("documents", "tokens", "bytes")]
+        counts = [f"{c[key]:,}" for key in keys]
         rows.append((split, *counts, f"{c['bytes'] / max(1, c['tokens']):.2f}"))
-    console.answer(console.table(rows, ("split", "documents", "tokens", "bytes", "bytes/token")))
+    titles = [key.replace("_", " ") for key in keys]
+    console.answer(console.table(rows, ("split", *titles, "bytes/token")))
     console.answer(
         f"vocabulary {config['vocab_size']:,}, split by {config['split_rule']}, "
         f"tokenizer {made.parents['tokenizer'][:12]}, id {made.id[:12]}"
     )
+    if found.sources:
+        dropped = [f"{n:,} by {reason}" for reason, n in config["dropped"].items() if n]
+        console.answer(
+            "pairs: tokens and bytes are those of the targets; "
+            f"dropped: {', '.join(dropped) or 'none'}"
+        )
 
 
 @command.command("verify")
@@ -160,6 +242,9 @@ def show(
 ) -> None:
     """Print documents of a split as they were stored, decoded.
 
+    Pairs are the source, then the target in colour: every token there counts in the loss, none of
+    the source does. In a pipe, or with NO_COLOR, [source] and [target] say so.
+
     \b
     Examples:
       lmcli data show corpus --split val
@@ -177,8 +262,30 @@ def show(
     chosen = [document] if document is not None else range(min(limit, store.n_documents))
     for i in chosen:
         ids = store.document(i).tolist()
-        if as_json:
+        if found.sources:
+            _show_pair(i, found.sources[split].document(i).tolist(), ids, tokenizer, as_json)
+        elif as_json:
             console.answer_json({"document": i, "tokens": len(ids), "text": tokenizer.decode(ids)})
         else:
             console.say(f"--- {split} document {i}: {len(ids)} tokens")
             console.answer_bytes(tokenizer.decode_bytes(ids))
+
+
+def _show_pair(
+    i: int, source: list[int], target: list[int], tokenizer: "Tokenizer", as_json: bool
+) -> None:
+    """One pair; special tokens are spelled, but under --json not the `<eos>` of either side."""
+    if as_json:
+        texts = [tokenizer.spell(ids[:-1]).decode("utf-8", "replace") for ids in (source, target)]
+        lengths = {"source_tokens": len(source), "target_tokens": len(target)}
+        console.answer_json({"document": i, "source": texts[0], "target": texts[1], **lengths})
+        return
+    console.say(
+        f"--- pair {i}: {len(source)} source tokens, {len(target)} target tokens in the loss"
+    )
+    coloured = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    for mark, colour, ids in ((b"[source] ", b"", source), (b"[target] ", b"\x1b[32m", target)):
+        text = tokenizer.spell(ids)
+        console.answer_bytes(
+            b"".join((colour, text, colour and b"\x1b[0m")) if coloured else mark + text
+        )

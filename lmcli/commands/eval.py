@@ -9,10 +9,14 @@ from lmcli import console
 from lmcli.artifacts import layout
 from lmcli.commands import options
 from lmcli.config.evaluation import EvaluationConfig
-from lmcli.config.fields import build
+from lmcli.config.fields import pick
+from lmcli.config.generation import GenerationConfig, generation
+from lmcli.config.scoring import METRICS, ScoringConfig
+
+NOT_HERE = ("num_return_sequences", "hyp_key", "ref_key", "trials")
 
 
-@click.command(short_help="Perplexity and bits per byte of a run on a dataset.")
+@click.command(short_help="Perplexity of a run on a dataset; on pairs BLEU, ROUGE and more.")
 @click.argument("run")
 @click.option("--data", metavar="DATASET", help="Dataset  [default: the one it was trained on]")
 @click.option(
@@ -22,13 +26,26 @@ from lmcli.config.fields import build
     show_default=True,
     help="Split to score.",
 )
-@options.settings(EvaluationConfig)
+@click.option(
+    "--metric",
+    "-m",
+    "metrics",
+    multiple=True,
+    type=click.Choice(list(METRICS)),
+    help="Pairs: score the run's outputs too (repeatable).  [default: the task's own]",
+)
+@click.option(
+    "--max-pairs", type=click.IntRange(0), default=0, help="Pairs: decode the first N only; 0: all."
+)
+@options.settings(EvaluationConfig, GenerationConfig, ScoringConfig, leave_out=NOT_HERE)
 @options.checkpoint_options
 @options.common
 def command(
     run: str,
     data: str | None,
     split: str,
+    metrics: tuple[str, ...],
+    max_pairs: int,
     given: dict[str, Any],
     at: dict[str, str],
     root: Path,
@@ -36,19 +53,25 @@ def command(
 ) -> None:
     """Score a run on a split: perplexity per token, word and byte, and bits per byte.
 
-    Every document is scored after one end-of-document token, every token exactly once. The result
-    is also kept in the run's evals/ folder.
+    Every document is scored after one end-of-document token, every token exactly once. On pairs,
+    each target is scored after its source, and what the run makes of the sources is judged by
+    --metric; decoding is greedy unless --num-beams or --temperature says otherwise. The result is
+    also kept in the run's evals/ folder.
 
     \b
     Examples:
       lmcli eval base --data corpus --split test
+      lmcli eval en-de --metric bleu --metric chrf --num-beams 5
       lmcli eval base --split val --stride 128 --json
     """
-    from lmcli.runs.load import evaluate, keep, load
+    config = pick(EvaluationConfig, given)
+    scoring = pick(ScoringConfig, given)
+    decoding = generation(given, {"temperature": 0, "batch_size": 64})
+    from lmcli.runs.load import Judging, evaluate, keep, load
 
-    config = build(EvaluationConfig, given)
     loaded = load(root, run, **at)
-    result = evaluate(loaded, root, data, split, config)
+    judging = Judging(metrics, max_pairs, decoding, scoring)
+    result = evaluate(loaded, root, data, split, config, judging)
     if as_json:
         console.answer_json(result)
     else:
@@ -59,5 +82,6 @@ def command(
             f"{counts['bytes']:,} bytes"
         )
         console.answer(console.table([(s["name"], f"{s['value']:.8g}") for s in result["scores"]]))
-        console.say(result["scores"][0]["signature"])
+        for signature in dict.fromkeys(s["signature"] for s in result["scores"]):
+            console.say(signature)
     keep(loaded, result)  # last, so that a disk that refuses costs no answer

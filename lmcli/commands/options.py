@@ -12,7 +12,7 @@ import click
 from lmcli import console
 from lmcli.artifacts import layout
 from lmcli.config import fields
-from lmcli.errors import UsageError
+from lmcli.errors import MissingInputError, UsageError
 
 F = TypeVar("F", bound=Callable[..., Any])
 METAVAR = {int: "N", float: "X", str: "TEXT"}
@@ -72,6 +72,17 @@ class Text(click.types.StringParamType):
             return os.fsencode(value).decode() if foreign else value
         except UnicodeError:
             self.fail("not UTF-8", param, ctx)
+
+
+def read_template(given: dict[str, Any]) -> None:
+    """Puts the content of the file that --template names in its place."""
+    if name := given.get("template"):
+        try:
+            given["template"] = Path(name).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise MissingInputError(f"--template {name}: no such file") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"--template {name}: {error}") from None
 
 
 def _set_loudness(ctx: click.Context, param: click.Parameter, value: bool) -> None:
@@ -137,20 +148,18 @@ force_option = click.option(
 )
 
 
-def _check_checkpoint(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    if value not in ("best", "last") and not (value.isascii() and value.isdecimal()):
-        raise click.BadParameter(f"{value!r} is not best, last or a step number")
+def _check_checkpoint(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    if value not in (None, "best", "last", "mean") and not (value.isascii() and value.isdecimal()):
+        raise click.BadParameter(f"{value!r} is not best, last, mean or a step number")
     return value
 
 
 checkpoint_option = click.option(
     "--checkpoint",
     "which",
-    metavar="best|last|STEP",
-    default="best",
-    show_default=True,
+    metavar="best|last|mean|STEP",
     callback=_check_checkpoint,
-    help="Checkpoint to load.",
+    help="Checkpoint to load; mean: of the last ones.  [default: best; with --average-last mean]",
 )
 
 
@@ -158,7 +167,7 @@ def checkpoint_options(function: F) -> Callable[..., Any]:
     """Which checkpoint and what to compute on: `at`, keyword arguments of `runs.load`."""
 
     @functools.wraps(function)
-    def command(which: str, device: str, dtype: str, **values: Any) -> Any:
+    def command(which: str | None, device: str, dtype: str, **values: Any) -> Any:
         return function(at={"which": which, "device": device, "dtype": dtype}, **values)
 
     for name, choices, text in (

@@ -3,6 +3,7 @@
 import bz2
 import contextlib
 import gzip
+import json
 import lzma
 import os
 import re
@@ -43,7 +44,14 @@ MODEL = {
     "schedule": "wsd",
     "decay_fraction": 0.6,
 }
-TRAINING_SHARE = 0.7  # of the budget; scoring, compressors and samples take the rest
+# Shares of the budget; scoring, compressors and samples take the rest.
+TRAINING_SHARE, SUMMARIES_SHARE = 0.6, 0.1
+SUMMARIES = {"batch_tokens": 2048, "optimizer": "muon", "lr": 0.005, "schedule": "linear"}
+FUNCTION = """def total(numbers):
+    result = 0
+    for n in numbers:
+        result += n
+    return result"""
 PRIMING_BYTES = 16 * 2**20
 
 
@@ -113,13 +121,8 @@ def _pipeline(
     try:
         _run("tokenizer", "train", *inputs, "--name", name, *vocab_flag, *make)
         _run("data", "build", *inputs, "--tokenizer", name, "--name", name, *make)
-        if run.exists() and not force:  # the step count of an earlier quickstart is law for the run
-            stored = files.read_json(run / layout.CONFIG, schema.CONFIG)["training"]["steps"]
-            steps = inventory.status(run).get("steps") or stored
-            console.say(f"\n{steps} steps were planned the first time; --force plans anew")
-        else:
-            left = TRAINING_SHARE * seconds - (time.monotonic() - began)
-            steps = _plan_steps(root, name, max(5.0, left))
+        left = TRAINING_SHARE * seconds - (time.monotonic() - began)
+        steps = _plan_steps(run, name, MODEL, max(5.0, left), force)
     except DataError as error:  # its advice names flags that are not here
         for path in filter(Path.exists, new):  # the name is free for another try
             files.to_trash(path, root)
@@ -133,6 +136,7 @@ def _pipeline(
     for prompt in prompts:
         _run("sample", name, prompt, "--max-new-tokens", "60", *tail)
     _run("eval", name, "--data", name, "--split", "test", "--stride", "128", *tail)
+    rouge = {} if text else _summarize(root, name, SUMMARIES_SHARE * seconds, tail, make, force)
     rows = _compare(root, name)
     page = root / f"{name}.html"
     asked = [word for prompt in prompts for word in ("--sample", prompt)]
@@ -145,7 +149,44 @@ def _pipeline(
     console.say(f"  {page}   # curves, samples, where it looked: open it in a browser")
     console.say(f"  lmcli sample {name} {shlex.quote(prompts[-1])} --num-return-sequences 3")
     console.say(f"  lmcli train --name {name} --steps {3 * steps}   # train on")
-    return {"bits_per_byte": dict(rows), "steps": steps, "seconds": elapsed, "page": str(page)}
+    done = {"bits_per_byte": dict(rows), "steps": steps, "seconds": elapsed, "page": str(page)}
+    return done | ({"rouge": rouge} if rouge else {})
+
+
+def _summarize(
+    root: Path, name: str, seconds: float, tail: list[str], make: list[str], force: bool
+) -> dict[str, float]:
+    """Fine-tunes the model to say what a Python function does: its docstring's first line.
+
+    The pairs come from the documents of each split, so that none of the test was seen before.
+    """
+    from lmcli.dataset.store import Dataset
+    from lmcli.text.docstrings import functions
+
+    data, task = root / layout.FOLDERS["dataset"] / name, f"{name}-summaries"
+    inputs = []
+    for split in Dataset.open(data).splits:
+        texts = (text.decode("utf-8", "replace") for text in _texts(Dataset.open(data), split))
+        lines = "".join(json.dumps(pair) + "\n" for pair in functions(texts))
+        path = root / task / f"{split}.jsonl"
+        if not path.exists() or path.read_text() != lines:
+            files.write_file(path, lines.encode())
+        inputs += [str(path)] if split == "train" else [f"--{split}", str(path)]
+    console.say(f"\nfunctions and the first line of their docstrings are in {root / task}")
+    keys = ["--source-key", "source", "--target-key", "target", "--on-error", "skip"]
+    fit = ["--max-source-length", "200", "--max-target-length", "40"]
+    _run("data", "build", *inputs, *keys, *fit, "--tokenizer", name, "--name", task, *make)
+    shape = {k: v for k, v in MODEL.items() if k not in SUMMARIES and k != "batch_size"}
+    run = root / layout.FOLDERS["run"] / task
+    steps = _plan_steps(run, task, shape | SUMMARIES, seconds, force)
+    flags = [word for field, value in SUMMARIES.items() for word in (flag(field), str(value))]
+    every = ["--task", "summarization", "--eval-every", "0", "--eval-tokens", "16384"]
+    line = ["finetune", "--from", name, "--data", task, "--name", task, *every]
+    _run(*line, *flags, "--steps", str(steps), *make)
+    _run("sample", task, FUNCTION, "--temperature", "0", "--max-new-tokens", "30", *tail)
+    rouge = ["--metric", "rouge1", "--metric", "rougeL", "--max-pairs", "100"]
+    _run("eval", task, *rouge, "--max-new-tokens", "30", *tail)
+    return {key: value for key, value in _scores(run).items() if key.startswith("rouge")}
 
 
 def _run(*words: str) -> None:
@@ -156,11 +197,16 @@ def _run(*words: str) -> None:
     cli.main(args=list(words), prog_name="lmcli", standalone_mode=False)
 
 
-def _plan_steps(root: Path, name: str, seconds: float) -> int:
-    """How many steps fit into the time, by running a few in memory."""
+def _plan_steps(run: Path, data: str, settings: dict[str, Any], seconds: float, force: bool) -> int:
+    """How many steps fit into the time, by running a few in memory; an earlier plan is law."""
     from lmcli.runs.start import measure
 
-    rate = measure(root, name, MODEL)
+    if run.exists() and not force:
+        stored = files.read_json(run / layout.CONFIG, schema.CONFIG)["training"]["steps"]
+        steps = int(inventory.status(run).get("steps") or stored)
+        console.say(f"\n{steps} steps were planned the first time; --force plans anew")
+        return steps
+    rate = measure(run.parent.parent, data, settings)
     steps = max(20, int(seconds / rate) // 10 * 10)
     console.say(f"\na step takes {rate:.2f} s here: {steps} steps fit")
     return steps
@@ -181,7 +227,7 @@ def _compare(root: Path, name: str) -> list[tuple[str, float]]:
 
     dataset = Dataset.open(root / layout.FOLDERS["dataset"] / name)
     texts = list(_texts(dataset, "test"))
-    rows = [("this model", _model_bits(root / layout.FOLDERS["run"] / name))]
+    rows = [("this model", _scores(root / layout.FOLDERS["run"] / name)["bits_per_byte"])]
     compressors: dict[str, Callable[[bytes], bytes]] = {
         "gzip -9": lambda text: gzip.compress(text, 9),
         "bz2 -9": lambda text: bz2.compress(text, 9),
@@ -204,10 +250,10 @@ def _texts(dataset: "Dataset", split: str) -> Iterator[bytes]:
         yield tokenizer.decode_bytes(store.document(i).tolist())
 
 
-def _model_bits(run: Path) -> float:
+def _scores(run: Path) -> dict[str, float]:
+    """The newest result of a run on its test split."""
     newest = max((run / layout.EVALS).glob("*-test-*.json"), key=lambda p: p.stat().st_mtime)
-    scores = files.read_sealed(newest, schema.EVAL)["scores"]
-    return float(next(s["value"] for s in scores if s["name"] == "bits_per_byte"))
+    return {s["name"]: float(s["value"]) for s in files.read_sealed(newest, schema.EVAL)["scores"]}
 
 
 def _primed(dataset: "Dataset", text: bytes) -> float:

@@ -9,8 +9,7 @@ import click
 
 from lmcli import console
 from lmcli.commands import options
-from lmcli.config.fields import build
-from lmcli.config.generation import GenerationConfig
+from lmcli.config.generation import GenerationConfig, generation
 from lmcli.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -46,10 +45,9 @@ def command(
       lmcli sample base "Once upon a time"
       echo 'The king said' | lmcli sample base --temperature 0
       lmcli sample base "The quick brown fox" --max-length 50 --num-return-sequences 3 --echo
+      lmcli sample en-de --num-beams 5 --batch-size 64 < test.en > test.de
     """
-    config = build(GenerationConfig, given)
-    if config.top_p <= 0:
-        raise UsageError("--top-p must be above 0; --temperature 0 is greedy")
+    config = generation(given, {})
     for prompt in prompts:
         if not prompt.isprintable() and any("\ud800" <= c <= "\udfff" for c in prompt):
             raise UsageError(f"the prompt {prompt!r} is not UTF-8")
@@ -100,7 +98,7 @@ def _write(
     """Generates for a batch of prompts and prints in input order, flushed per record."""
     tokenizer, engine = loaded.tokenizer, loaded.engine
     wanted = [i for i, prompt in enumerate(prompts) if prompt or not lines]
-    ids = [tokenizer.encode(prompts[i]) for i in wanted]
+    ids = [loaded.encode(prompts[i]) for i in wanted]
     for tokens in ids:
         kept = len(engine.fit_prompt(tokens, config.max_new_tokens))
         if kept < len(tokens) + 1:

@@ -1,8 +1,9 @@
 """lmcli score"""
 
+import re
 from dataclasses import asdict
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,14 +11,18 @@ from lmcli import console
 from lmcli.commands import options
 from lmcli.config.fields import build, suggest
 from lmcli.config.scoring import METRICS, ScoringConfig
-from lmcli.errors import DataError, UsageError
+from lmcli.errors import DataError, RefusedError, UsageError
+
+if TYPE_CHECKING:
+    from lmcli.text.segments import Source
 
 REF = "References, one for each hypothesis (repeatable).  [default: --ref-key of HYPS]"
-METRIC = f"What to compute (repeatable).  [default: bleu, chrf, ter]  ({', '.join(METRICS)})"
+NAMES = (*METRICS, "pass@1")  # or another k
+METRIC = f"What to compute (repeatable).  [default: bleu, chrf, ter]  ({', '.join(NAMES)} ..)"
 DEFAULT = ("bleu", "chrf", "ter")
 
 
-@click.command(short_help="BLEU, chrF, TER, ROUGE, EM and F1 of texts against references.")
+@click.command(short_help="BLEU, chrF, TER, ROUGE, EM and F1 of texts; pass@k of programs.")
 @click.argument("hyps")
 @click.option("--ref", "refs", metavar="REFS", multiple=True, help=REF)
 @click.option("--metric", "-m", "metrics", multiple=True, help=METRIC, default=DEFAULT)
@@ -41,40 +46,55 @@ def command(
     approximate randomization say whether the two systems differ. Files may also be .jsonl or .tsv
     with named fields, and gzipped.
 
+    pass@k runs programs (docs/metrics.md): REFS has the fields prompt, test and perhaps entry_point
+    for each problem, HYPS the same number of completions for each, one after the other.
+
     \b
     Examples:
       lmcli score hyps.txt --ref refs.txt
       cat hyps.zh | lmcli score - --ref refs.zh --tokenize zh --metric bleu --metric chrf
       lmcli score new.txt --ref a.txt --ref b.txt --baseline old.txt --json
       lmcli score answers.jsonl --hyp-key answer --ref-key gold -m squad_em -m squad_f1
+      lmcli score completions.jsonl --ref problems.jsonl -m pass@1 -m pass@10 --allow-code-execution
     """
     from lmcli.metrics.significance import compare
     from lmcli.text.segments import read
 
     config = build(ScoringConfig, given)
+    programs = [name for name in metrics if re.fullmatch(r"pass@[1-9]\d{0,8}", name)]
+    modules = METRICS | dict.fromkeys(programs, "passk")
     for name in metrics:
-        if name not in METRICS:
-            raise UsageError(f"no metric {name!r} in {', '.join(METRICS)}{suggest(name, METRICS)}")
+        if name not in modules:
+            raise UsageError(f"no metric {name!r} in {', '.join(NAMES)}{suggest(name, NAMES)}")
+    if programs and len(programs) < len(metrics):
+        raise UsageError("--metric pass@k runs programs; score texts in a command of their own")
+    if programs and not config.allow_code_execution:
+        raise RefusedError("pass@k runs what a model wrote; allow it by --allow-code-execution")
     if [hyps, baseline, *refs].count("-") > 1:
         raise UsageError("standard input (-) can be read only once")
-    source = read(hyps, config.hyp_key)
+    hyp_key = config.hyp_key or ("completion" if programs else "")
+    source = read(hyps, hyp_key)
     if not refs and not source.keyed:
         raise UsageError("no references: --ref REFS, or HYPS as .jsonl or .tsv that has them")
     references = [read(name, config.ref_key) for name in refs] or [source]
-    systems = [source, read(baseline, config.hyp_key)] if baseline else [source]
-    for other in (*references, *systems):
-        if len(source.rows) != len(other.rows):
-            counts = f"{source.name} has {len(source.rows)}, {other.name} {len(other.rows)}"
-            raise DataError(f"not the same number of segments: {counts}")
-    rows = zip(*(r.segments(config.ref_key or "reference") for r in references), strict=True)
-    wanted = [[text for texts in row for text in texts] for row in rows]
-    found = [s.segments(config.hyp_key or "hypothesis", single=True) for s in systems]
-    texts = [[text for [text] in system] for system in found]
-    _warn(texts[0], wanted, config.tokenize if "bleu" in metrics else "")
+    systems = [source, read(baseline, hyp_key)] if baseline else [source]
+    verdicts: list[Any] = []
+    if programs:
+        from lmcli.evaluation.programs import judge
+
+        if len(references) > 1:
+            raise UsageError("--metric pass@k takes one --ref, the problems")
+        k = max(int(name.removeprefix("pass@")) for name in metrics)
+        verdicts = [judge(references[0], system, config, k) for system in systems]
+        texts: list[Any] = [[[v.passed for v in row] for row in system] for system in verdicts]
+        wanted: list[Any] = references[0].rows
+    else:
+        texts, wanted = _texts(systems, references, config)
+        _warn(texts[0], wanted, config.tokenize if "bleu" in metrics else "")
     scores, columns = [], {}
     with console.Progress("scoring", total=len(metrics), unit="metrics") as progress:
         for name in progress.over(dict.fromkeys(metrics), lambda _: 1):
-            metric = import_module(f"lmcli.metrics.{METRICS[name]}")
+            metric = import_module(f"lmcli.metrics.{modules[name]}")
             ours, *theirs = [metric.measure(name, system, wanted, config) for system in texts]
             scores.append(asdict(ours.score()))
             if theirs:
@@ -83,9 +103,26 @@ def command(
                 scores[-1]["segment_signature"] = ours.single_signature
                 columns[name] = ours.segments()
     if as_json:
-        console.answer_json({"n_segments": len(wanted), "scores": scores, "segments": columns})
+        value = {"n_segments": len(wanted), "scores": scores, "segments": columns}
+        found = [[asdict(verdict) for verdict in row] for row in verdicts[0]] if programs else None
+        console.answer_json(value | ({"verdicts": found} if found else {}))
     else:
         _answer(scores, columns)
+
+
+def _texts(
+    systems: list["Source"], references: list["Source"], config: ScoringConfig
+) -> tuple[list[list[str]], list[list[str]]]:
+    """The hypotheses of each system, and the references of each segment."""
+    source = systems[0]
+    for other in (*references, *systems):
+        if len(source.rows) != len(other.rows):
+            counts = f"{source.name} has {len(source.rows)}, {other.name} {len(other.rows)}"
+            raise DataError(f"not the same number of segments: {counts}")
+    rows = zip(*(r.segments(config.ref_key or "reference") for r in references), strict=True)
+    wanted = [[text for texts in row for text in texts] for row in rows]
+    found = [s.segments(config.hyp_key or "hypothesis", single=True) for s in systems]
+    return [[text for [text] in system] for system in found], wanted
 
 
 def _warn(texts: list[str], references: list[list[str]], tokenizer: str) -> None:

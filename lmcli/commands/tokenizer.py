@@ -33,11 +33,28 @@ def command() -> None:
     """
 
 
+template_option = click.option(
+    "--chat-template",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="JSON or TOML of role = text around {content}, for datasets built of chats.",
+)
+
+
+def _template(path: Path | None) -> dict[str, str] | None:
+    from lmcli.text.chat import read_template
+
+    return read_template(path) if path else None
+
+
 @command.command("train")
 @click.argument("files", nargs=-1, required=True)
 @click.option("--name", metavar="TOKENIZER", required=True, help="Name of the tokenizer.")
+@template_option
 @creation_flags(TokenizerConfig, ReadConfig)
-def train(files: tuple[str, ...], name: str, creation: Creation) -> None:
+def train(
+    files: tuple[str, ...], name: str, chat_template: Path | None, creation: Creation
+) -> None:
     """Train a tokenizer on files, folders or globs; - is standard input.
 
     bpe, unigram and wordpiece learn pieces of GPT-2's pre-tokens, char the commonest characters.
@@ -58,7 +75,12 @@ def train(files: tuple[str, ...], name: str, creation: Creation) -> None:
     made = creation.make(
         "tokenizer",
         path,
-        {**dataclasses.asdict(config), **dataclasses.asdict(read), "pattern": pattern},
+        {
+            **dataclasses.asdict(config),
+            **dataclasses.asdict(read),
+            "pattern": pattern,
+            "chat_template": _template(chat_template),
+        },
         {"train": files},
         lambda readers, recorded: tokenizer.build(path, readers["train"], config, recorded),
     )
@@ -71,10 +93,17 @@ def train(files: tuple[str, ...], name: str, creation: Creation) -> None:
 @click.argument("paths", nargs=-1, required=True)
 @click.option("--name", metavar="TOKENIZER", required=True, help="Name of the tokenizer.")
 @click.option("--eos", metavar="TOKEN", help="The token that ends a text, where none is known.")
+@template_option
 @options.force_option
 @options.common
 def import_(
-    paths: tuple[str, ...], name: str, eos: str | None, force: bool, root: Path, as_json: bool
+    paths: tuple[str, ...],
+    name: str,
+    eos: str | None,
+    chat_template: Path | None,
+    force: bool,
+    root: Path,
+    as_json: bool,
 ) -> None:
     """Import a Hugging Face tokenizer.json, or GPT-2's vocabulary and merges.
 
@@ -92,7 +121,7 @@ def import_(
     made = Creation({}, (), force, root, as_json).make(
         "tokenizer",
         path,
-        {"algorithm": "imported", "eos": eos},
+        {"algorithm": "imported", "eos": eos, "chat_template": _template(chat_template)},
         {"train": list(map(str, sources))},
         lambda _, recorded: tokenizer.write(path, imported.load(sources, eos), recorded),
     )

@@ -11,6 +11,7 @@ from lmcli.artifacts import layout, lock
 from lmcli.commands import options
 from lmcli.config.model import ModelConfig
 from lmcli.config.training import StartConfig, TrainingConfig
+from lmcli.config.tuning import TaskConfig
 from lmcli.config.units import parse_duration
 from lmcli.signals import StopRequest
 
@@ -18,7 +19,9 @@ from lmcli.signals import StopRequest
 @click.command(short_help="Train a model; the same command again resumes it.")
 @click.option("--name", metavar="RUN", required=True, help="Name of the run.")
 @click.option("--from", "origin", metavar="RUN", help="Run whose best weights to begin with.")
-@options.settings(StartConfig, TrainingConfig, ModelConfig, leave_out=("vocab_size",), file=True)
+@options.settings(
+    *(StartConfig, TrainingConfig, TaskConfig, ModelConfig), leave_out=("vocab_size",), file=True
+)
 @click.option(
     "--max-time", metavar="TIME", help="Save and stop (exit code 75) before 3h55m, say, are over."
 )
@@ -35,7 +38,7 @@ def command(
     root: Path,
     as_json: bool,
 ) -> None:
-    """Train a model on a dataset, or continue a run that was interrupted.
+    """Train a model on a dataset of text or pairs, or continue a run that was interrupted.
 
     Everything automatic is resolved before the first step and stored in the run's config.json,
     which is law when the run continues: only --steps, the --*-every intervals and --device may
@@ -47,10 +50,28 @@ def command(
       lmcli train --data corpus --name base
       lmcli train --data corpus --name base --preset small --steps 5000 --lr 1e-3
       lmcli train --data corpus --name base --config run.toml
+      lmcli train --data pairs --name en-de --preset transformer-tiny
       lmcli train --from gpt2 --data corpus --name tuned --lr 1e-4
       lmcli train --name base --steps 8000          # train on
       lmcli train --name base --max-time 3h55m      # in a job of four hours
     """
+    options.read_template(given)
+    preset = given.pop("preset", None)
+    asked = {"preset": preset, "origin": origin, "given": given}
+    run_training(name, given.pop("data", None), asked, max_time, dry_run, force, root, as_json)
+
+
+def run_training(
+    name: str,
+    data: str | None,
+    asked: dict[str, Any],
+    max_time: str | None,
+    dry_run: bool,
+    force: bool,
+    root: Path,
+    as_json: bool,
+) -> None:
+    """Trains the run `name`; `asked` are the other fields of `runs.config.Asked`."""
     run = layout.new(root, "run", name)
     for path in (layout.creation_lock(run), run / layout.LOCK):
         lock.check_free(path, f"run {name}")
@@ -59,8 +80,7 @@ def command(
         from lmcli.runs.config import Asked
         from lmcli.runs.start import train
 
-        asked = Asked(given.pop("data", None), given.pop("preset", None), origin, given)
-        status = train(root, name, asked, stop, dry_run, force)
+        status = train(root, name, Asked(data, **asked), stop, dry_run, force)
     if dry_run or as_json:
         console.answer(json.dumps(status, indent=2 if dry_run else None))
     else:

@@ -43,6 +43,43 @@ class ReadConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PairConfig:
+    """Where a source and its target stand in a record, and which pairs are left out."""
+
+    pairs: bool = option(
+        False, "each record is a pair: fields prompt and completion, or a chat in messages"
+    )
+    source_key: str | None = option(
+        None,
+        "field or column of the source (several, by commas: joined by line ends; "
+        "numbers: columns of a table without names)",
+    )
+    target_key: str | None = option(None, "field or column of the target")
+    max_source_length: int = option(0, "drop pairs with more source tokens, <eos> included", low=0)
+    max_target_length: int = option(0, "drop pairs with more target tokens, <eos> included", low=0)
+    max_length_ratio: float = option(
+        0.0, "drop pairs with a side that has more than X times the tokens of the other", low=0
+    )
+    drop_duplicates: bool = option(False, "keep the first of equal pairs")
+
+    def __post_init__(self) -> None:
+        if (self.source_key is None) != (self.target_key is None):
+            raise UsageError("--source-key and --target-key go together")
+
+    @property
+    def keys(self) -> tuple[list[str], list[str]] | None:
+        """The fields of the source and those of the target, where they were named."""
+        if self.source_key is None or self.target_key is None:
+            return None
+        return self.source_key.split(","), self.target_key.split(",")
+
+    @property
+    def by_number(self) -> bool:
+        """Whether the fields are numbers of columns."""
+        return bool(self.keys) and all(n.isdecimal() for names in self.keys or () for n in names)
+
+
+@dataclass(frozen=True, kw_only=True)
 class SplitConfig:
     """How documents are dealt into train, val and test."""
 

@@ -1,8 +1,12 @@
 """How text is generated from a prompt."""
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from lmcli.config.fields import option
+from lmcli.config.fields import flag, option, pick
+from lmcli.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,4 +20,28 @@ class GenerationConfig:
     top_p: float = option(1.0, "keep the most likely tokens up to this mass", low=0, high=1)
     seed: int = option(0, "seed of the draws", low=0)
     num_return_sequences: int = option(1, "completions per prompt", low=1, high=2**16)
-    batch_size: int = option(16, "sequences decoded together", low=1)
+    num_beams: int = option(1, "beam search over so many hypotheses; 1: none", low=1, high=256)
+    length_penalty: float = option(
+        1.0, "beams: scores are divided by length to this power; above 0 favours longer ones"
+    )
+    batch_size: int = option(16, "prompts decoded together", low=1)
+
+    def __post_init__(self) -> None:
+        if self.num_beams > 1 and self.num_return_sequences > self.num_beams:
+            raise UsageError(
+                f"--num-return-sequences {self.num_return_sequences}: --num-beams "
+                f"{self.num_beams} has no more than that"
+            )
+
+
+def generation(given: Mapping[str, Any], usual: Mapping[str, Any]) -> GenerationConfig:
+    """The settings that the user gave, `usual` ones in place of the defaults; beams do not draw."""
+    config = pick(GenerationConfig, {**usual, **given})
+    if config.top_p <= 0:
+        raise UsageError("--top-p must be above 0; --temperature 0 is greedy")
+    drawn = [key for key in ("temperature", "top_k", "top_p") if given.get(key)]
+    if config.num_beams > 1:
+        if drawn:
+            raise UsageError(f"{flag(drawn[0])} draws, --num-beams does not; leave one out")
+        config = dataclasses.replace(config, temperature=0.0)
+    return config

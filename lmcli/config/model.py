@@ -56,8 +56,8 @@ class ModelConfig:
     tie_embeddings: bool = option(False, "the output layer is the embedding, transposed")
     init: str = option(
         "zero-out",
-        "weights at start: zero output projections, or GPT-2's normal(0.02)",
-        choices=("zero-out", "gpt2"),
+        "weights at start: zero output projections, GPT-2's normal(0.02), or Xavier's uniform",
+        choices=("zero-out", "gpt2", "xavier"),
     )
 
     def resolved(self, vocab_size: int | None = None) -> "ModelConfig":

@@ -13,6 +13,9 @@ TOKENIZERS = ("13a", "intl", "zh", "char", "none")
 INSTALLED = ("ja-mecab", "ko-mecab", "flores101", "flores200")  # where their packages or models are
 TOKENIZE = "tokenizer of BLEU; zh or char for Chinese, none for text already tokenized"
 ROUGE = "words of any script, or rouge-score's [a-z0-9] alone"
+HYP, REF = "[hypothesis; pass@k: completion]", "[reference; pass@k: test]"
+ALLOW = "run programs that a model wrote, for pass@k, in a sandbox"
+WEAK = "where there are no namespaces: run them with your own rights, under limits alone"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +26,10 @@ class ScoringConfig:
     lowercase: bool = option(False, "lower-case for BLEU, chrF, exact match; the rest always do")
     rouge_tokenizer: str = option("script", ROUGE, choices=("script", "rouge"))
     stem: bool = option(False, "Porter stemming of English words for ROUGE")
-    hyp_key: str = option("", "field or column of hypotheses, in JSONL or TSV [hypothesis]")
-    ref_key: str = option("", "field or column of references, text or a list [reference]")
+    hyp_key: str = option("", f"field or column of hypotheses, in JSONL or TSV {HYP}")
+    ref_key: str = option("", f"field or column of references, text or a list {REF}")
     trials: int = option(1000, "resamples of a significance test", low=1, unit="count")
     seed: int = option(0, "seed of the resamples", low=0)
+    allow_code_execution: bool = option(False, ALLOW)
+    weak_sandbox: bool = option(False, WEAK)
+    timeout: str = option("5s", "time for each program and its tests, for pass@k")

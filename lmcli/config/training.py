@@ -17,7 +17,9 @@ class StartConfig:
     """What a new run starts from."""
 
     data: str | None = option(None, "dataset to train on; a new run needs one")
-    preset: str | None = option(None, "model shape, nano to gpt2-xl; settings win over it")
+    preset: str | None = option(
+        None, "model shape, nano to gpt2-xl or transformer-tiny to -big; settings win"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,14 @@ class TrainingConfig:
 
     steps: int = option(1000, "optimizer steps in all", low=1, unit="count")
     batch_size: int = option(16, "sequences per step", low=1, high=2**20, unit="count")
+    batch_tokens: int = option(
+        0,
+        "pairs: tokens per step of the longer side, padding included; 0: batch_size pairs",
+        low=0,
+        high=2**26,
+        unit="count",
+    )
+    pack: bool = option(False, "pairs: several in one row, kept apart (decoder-only)")
     micro_batch_size: int = option(
         0, "sequences per forward pass; the step accumulates them; 0: batch_size", low=0
     )
@@ -34,7 +44,9 @@ class TrainingConfig:
     )
     lr: float = option(3e-3, "peak learning rate", low=0)
     schedule: str = option(
-        "cosine", "learning-rate schedule", choices=("cosine", "linear", "constant", "wsd")
+        "cosine",
+        "learning-rate schedule",
+        choices=("cosine", "linear", "constant", "wsd", "inverse-sqrt"),
     )
     warmup_steps: int = option(20, "steps of linear warm-up", low=0, unit="count")
     decay_fraction: float = option(0.4, "share of the steps that wsd decays over", low=0, high=1)
@@ -43,6 +55,9 @@ class TrainingConfig:
     beta1: float = option(0.9, "AdamW first-moment decay", low=0, high=0.9999)
     beta2: float = option(0.95, "AdamW second-moment decay", low=0, high=0.99999)
     adam_eps: float = option(1e-8, "AdamW epsilon", low=0)
+    label_smoothing: float = option(
+        0.0, "share of a target's mass given to all tokens, in training", low=0, high=0.9
+    )
     grad_clip: float = option(1.0, "clip the gradient norm to this; 0: off", low=0)
     seed: int = option(0, "seed of weights, data order and dropout", low=0)
     eval_every: int = option(100, "validate every N steps; 0: at the end", low=0, unit="count")
@@ -52,6 +67,19 @@ class TrainingConfig:
     save_every: int = option(100, "checkpoint every N steps; 0: at the end", low=0, unit="count")
     log_every: int = option(10, "log every N steps", low=1, unit="count")
     keep_last: int = option(2, "newest checkpoints kept besides the best", low=1)
+    average_last: int = option(
+        0, "use the mean of the last N checkpoints, which are kept; 0: use the best", low=0
+    )
+    best_by: str = option(
+        "loss",
+        "what the best checkpoint is best by: validation loss, or a metric of the outputs for "
+        "eval_pairs of the val split",
+        choices=("loss", "bleu", "chrf", "rougeL", "exact_match", "squad_em", "squad_f1"),
+    )
+    eval_pairs: int = option(200, "pairs of the val split that best_by decodes", low=1)
+    patience: int = option(
+        0, "stop after N validations in a row without a new best; 0: never", low=0
+    )
     on_nonfinite: str = option(
         "abort",
         "NaN or infinity in loss or gradients, which never reaches the weights: abort, skip the "
@@ -76,8 +104,3 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if self.lr <= 0:
             raise UsageError(f"--lr must be above 0, not {self.lr:g}")
-        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
-            raise UsageError(
-                f"--batch-size {self.batch_size} is not a multiple of "
-                f"--micro-batch-size {self.micro_batch_size}"
-            )

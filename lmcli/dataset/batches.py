@@ -4,6 +4,7 @@ Shapes: B rows, T tokens.
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -29,20 +30,38 @@ class Batch:
     source_mask: np.ndarray | None = None  # bool [B, S]
 
 
+class Batches(Protocol):
+    """Where a step's rows come from. `index` is that of a global batch, from 0; `batch_size` is in
+    rows, of which a forward pass takes `micro` (0: all)."""
+
+    def rows(self, index: int, batch_size: int) -> int: ...
+
+    def parts(
+        self, index: int, batch_size: int, micro: int = 0, rank: int = 0, world: int = 1
+    ) -> list[Batch]: ...
+
+
 class Windows:
     """Windows of T + 1 tokens over the flat stream of a split.
 
     An epoch starts at its own offset in [0, T) and visits each of `n_windows` windows once, in an
     order of its own; sample number step * batch_size + row walks through the epochs.
+
+    With `prefix_eos`, for an encoder: each batch is cut at a place of its own, the encoder reads
+    what stands before it and `<eos>`, and the decoder learns the rest (prefix LM, Raffel et al.
+    2020, section 3.2.1).
     """
 
-    def __init__(self, store: TokenStore, context_length: int, seed: int) -> None:
+    def __init__(
+        self, store: TokenStore, context_length: int, seed: int, prefix_eos: int | None = None
+    ) -> None:
         if store.n_tokens < context_length + 1:
             raise DataError(
                 f"--context-length {context_length} needs {context_length + 1} tokens, but the "
                 f"{store.split} split has {store.n_tokens}; shorten it or add text"
             )
         self.store, self.context_length, self.seed = store, context_length, seed
+        self.prefix_eos = prefix_eos
         whole = (store.n_tokens - 1) // context_length
         # one window is given up so that every offset in [0, T) leaves the same number
         self.n_windows = max(1, whole - 1)
@@ -60,30 +79,31 @@ class Windows:
             starts[here] = offset + window * self.context_length
         return starts
 
-    def batch(
-        self,
-        step: int,
-        batch_size: int,
-        micro: int = 0,
-        n_micro: int = 1,
-        rank: int = 0,
-        world: int = 1,
-    ) -> Batch:
-        """Micro-batch `micro` of this rank's share of global step `step` (from 0).
+    def rows(self, index: int, batch_size: int) -> int:
+        return batch_size
 
-        The global batch is `batch_size` consecutive samples; part rank * n_micro + micro of
-        world * n_micro equal parts is this one.
-        """
-        size, rest = divmod(batch_size, world * n_micro)
+    def parts(
+        self, index: int, batch_size: int, micro: int = 0, rank: int = 0, world: int = 1
+    ) -> list[Batch]:
+        """This rank's share of global batch `index`: consecutive samples, `micro` at a time."""
+        size, rest = divmod(batch_size, world)
         if rest:
-            raise ValueError(f"{batch_size} rows do not divide into {world} x {n_micro} parts")
-        first = step * batch_size + (rank * n_micro + micro) * size
-        starts = self.starts(np.arange(first, first + size))
-        where = starts[:, None] + np.arange(self.context_length + 1)[None, :]
+            raise ValueError(f"{batch_size} rows do not divide among {world} ranks")
+        first = index * batch_size + rank * size
+        samples = np.arange(first, first + size)
+        micro = micro or size
+        return [self._batch(samples[i : i + micro], index) for i in range(0, size, micro)]
+
+    def _batch(self, samples: np.ndarray, index: int) -> Batch:
+        where = self.starts(samples)[:, None] + np.arange(self.context_length + 1)[None, :]
         rows = self.store.take(where)  # [B, T + 1]
-        return Batch(
-            input_ids=rows[:, :-1].copy(),
-            targets=rows[:, 1:].copy(),
-            loss_mask=np.ones((size, self.context_length), dtype=bool),
-            positions=np.arange(self.context_length)[None, :],
-        )
+        inputs, targets, source = rows[:, :-1].copy(), rows[:, 1:].copy(), None
+        if self.prefix_eos is not None:
+            cut = 1 + mix(self.seed, index, 2) % self.context_length
+            eos = np.full((len(rows), 1), self.prefix_eos)
+            source = np.concatenate([rows[:, :cut], eos], axis=1)
+            targets = rows[:, cut:].copy()
+            inputs = np.concatenate([eos, targets[:, :-1]], axis=1)
+        positions = np.arange(targets.shape[1])[None, :]
+        mask = np.ones(targets.shape, dtype=bool)
+        return Batch(inputs, targets, mask, positions, source_ids=source)

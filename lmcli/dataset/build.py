@@ -7,10 +7,11 @@ its first part to train and its last parts to val and test.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import accumulate
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate, repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from lmcli import console
 from lmcli.artifacts import files, layout, manifest
@@ -18,17 +19,17 @@ from lmcli.artifacts.manifest import Manifest
 from lmcli.config.data import SplitConfig
 from lmcli.config.units import show_bytes, show_count
 from lmcli.dataset import order
-from lmcli.dataset.store import StoreWriter
+from lmcli.dataset.store import COUNTS, StoreWriter
 from lmcli.errors import DataError
 from lmcli.text.compression import Losses
 from lmcli.text.readers import Piece, Reader
 from lmcli.text.tokenizer import Tokenizer
 
 FEWEST_TO_HASH = 20
-BATCH_CHARS = 2**20
+BATCH_BYTES = 2**20
 
+P = TypeVar("P", bound=Piece)
 Shares = Mapping[str, float]  # of the splits that are dealt, in the order of a cut document
-Dealt = tuple[str, str, bool]  # split, text, ends the document
 
 
 def document_hash(text: str) -> int:
@@ -63,14 +64,16 @@ def choose_rule(pieces: Iterable[Piece], split_by: str, shares: Shares) -> tuple
     return "position", lengths
 
 
-def _by_hash(pieces: Iterable[Piece], shares: Shares) -> Iterator[Dealt]:
+def by_hash(pieces: Iterable[P], shares: Shares) -> Iterator[tuple[str, P]]:
     for piece in pieces:
         if piece.starts_document:
             split = _split_of(piece.text, shares)
-        yield split, piece.text, piece.ends_document
+        yield split, piece
 
 
-def _by_position(pieces: Iterable[Piece], lengths: list[int], shares: Shares) -> Iterator[Dealt]:
+def _by_position(
+    pieces: Iterable[Piece], lengths: list[int], shares: Shares
+) -> Iterator[tuple[str, Piece]]:
     """Cuts each document at the first line end after its train share, then after its val share."""
     splits = list(shares)
     document = -1
@@ -85,53 +88,71 @@ def _by_position(pieces: Iterable[Piece], lengths: list[int], shares: Shares) ->
                 cut = text.find("\n", max(0, int(ends[part]) - place - 1))
             if cut < 0 or (cut + 1 == len(text) and piece.ends_document):
                 break
-            yield splits[part], text[: cut + 1], True
+            yield splits[part], Piece(text[: cut + 1], piece.where)
             place, text, part = place + cut + 1, text[cut + 1 :], part + 1
         if text or piece.ends_document:
-            yield splits[part], text, piece.ends_document
+            yield splits[part], Piece(text, piece.where, ends_document=piece.ends_document)
         place += len(text)
 
 
-class _Builder:
+class Builder(Generic[P]):
     """Encodes dealt text in batches and counts what went where."""
 
+    sides: tuple[str, ...] = ("",)
+
     def __init__(
-        self, folder: Path, tokenizer: Tokenizer, splits: list[str], progress: console.Progress
+        self,
+        folder: Path,
+        tokenizer: Tokenizer,
+        splits: list[str],
+        progress: console.Progress,
     ) -> None:
-        self._tokenizer, self._progress = tokenizer, progress
-        self._writers = {
-            s: StoreWriter(folder, s, tokenizer.vocab_size, tokenizer.eos_id) for s in splits
+        self.tokenizer, self._progress = tokenizer, progress
+        vocab_size, eos_id = tokenizer.vocab_size, tokenizer.eos_id
+        self.writers = {
+            s: [StoreWriter(folder, layout.side(s, i), vocab_size, eos_id) for i in self.sides]
+            for s in splits
         }
         self.losses = Losses()
-        self.counts = {s: {"documents": 0, "tokens": 0, "bytes": 0, "words": 0} for s in splits}
+        self.counts = {s: Counter[str]() for s in splits}
 
-    def run(self, dealt: Iterable[Dealt]) -> None:
-        held: list[Dealt] = []
+    def run(self, dealt: Iterable[tuple[str, P]]) -> None:
+        held: list[tuple[str, P]] = []
         size = 0
-        for part in self._progress.over(dealt, lambda part: len(part[1].encode())):
+        for part in self._progress.over(dealt, lambda part: part[1].size):
             held.append(part)
-            size += len(part[1])
-            if size >= BATCH_CHARS:
+            size += part[1].size
+            if size >= BATCH_BYTES:
                 self._encode(held)
                 held, size = [], 0
         self._encode(held)
 
-    def _encode(self, held: list[Dealt]) -> None:
-        encoded = self._tokenizer.encode_batch([text for _, text, _ in held])
-        for (split, text, ends_document), ids in zip(held, encoded, strict=True):
-            self._writers[split].add(ids, ends_document)
-            self.counts[split]["bytes"] += len(text.encode())
-            self.counts[split]["words"] += len(text.split())
-            if not self._tokenizer.exact:
-                self.losses.add(text, self._tokenizer.decode(ids))
+    def _encode(self, held: list[tuple[str, P]]) -> None:
+        encoded = self.tokenizer.encode_batch([piece.text for _, piece in held])
+        for (split, piece), ids in zip(held, encoded, strict=True):
+            self.writers[split][0].add(ids, piece.ends_document)
+            self._count(split, piece.text, ids)
 
-    def close(self) -> None:
-        for split, writer in self._writers.items():
-            writer.close()
-            self.counts[split] |= {"documents": writer.documents, "tokens": writer.tokens}
+    def _count(self, split: str, text: str, ids: list[int], prefix: str = "") -> None:
+        self.counts[split][f"{prefix}bytes"] += len(text.encode())
+        self.counts[split][f"{prefix}words"] += len(text.split())
+        if not self.tokenizer.exact:
+            self.losses.add(text, self.tokenizer.decode(ids))
+
+    def facts(self, keys: Iterable[str]) -> dict[str, Any]:
+        """Ends writing; what of it belongs into the manifest, with these counts for each split."""
+        for split, writers in self.writers.items():
+            for writer, prefix in zip(reversed(writers), ("", "source_"), strict=False):
+                writer.close()
+                self.counts[split][f"{prefix}documents"] = writer.documents
+                self.counts[split][f"{prefix}tokens"] = writer.tokens
+        return {
+            "splits": {s: {key: counts[key] for key in keys} for s, counts in self.counts.items()},
+            "losses": None if self.tokenizer.exact else self.losses.facts(),
+        }
 
 
-def _dealt(readers: Mapping[str, Reader], config: SplitConfig) -> tuple[Shares, list[str]]:
+def deal(readers: Mapping[str, Any], config: SplitConfig) -> tuple[Shares, list[str]]:
     """The shares dealt out of train, and every split there will be."""
     val = 0.0 if "val" in readers else config.val_fraction
     test = 0.0 if "test" in readers else config.test_fraction
@@ -142,8 +163,8 @@ def _dealt(readers: Mapping[str, Reader], config: SplitConfig) -> tuple[Shares, 
 
 def preview(readers: Mapping[str, Reader], config: SplitConfig) -> dict[str, Any]:
     """The splits that `build` would write and its rule; reads as much text as that takes."""
-    shares, splits = _dealt(readers, config)
-    rule, _ = choose_rule(_apart(readers["train"], "train", {}), config.split_by, shares)
+    shares, splits = deal(readers, config)
+    rule, _ = choose_rule(readers["train"].pieces(), config.split_by, shares)
     return {"split_rule": rule, "splits": splits}
 
 
@@ -159,27 +180,22 @@ def build(
     `readers` has one for train, and for val and test where they do not come out of train. Raises
     DataError for an empty split or a document that stands in two splits.
     """
-    tokenizer = Tokenizer.load(tokenizer_path / layout.TOKENIZER)
-    tokenizer_id = manifest.read(tokenizer_path, "tokenizer", hashes=True).id
-    shares, splits = _dealt(readers, config)
-    total = sum(reader.size for reader in readers.values())
-    with (
-        files.staged_directory(path) as folder,
-        console.Progress("encoding", total, "bytes") as progress,
-    ):
-        builder = _Builder(folder, tokenizer, splits, progress)
+    shares, splits = deal(readers, config)
+
+    def fill(folder: Path, tokenizer: Tokenizer, progress: console.Progress) -> dict[str, Any]:
+        builder = Builder[Piece](folder, tokenizer, splits, progress)
         held_out: dict[int, str] = {}
+
+        def pieces(split: str) -> Iterator[Piece]:
+            return apart(readers[split].pieces(), readers[split], split, held_out)
+
         for split in ("val", "test"):
             if split in readers:
-                pieces = _apart(readers[split], split, held_out)
-                builder.run((split, p.text, p.ends_document) for p in pieces)
+                builder.run(zip(repeat(split), pieces(split), strict=False))
         # Apart before dealing: what position cut out no longer looks like its document.
-        rule, lengths = choose_rule(
-            _apart(readers["train"], "train", held_out), config.split_by, shares
-        )
-        train = _apart(readers["train"], "train", held_out)
+        rule, lengths = choose_rule(pieces("train"), config.split_by, shares)
         if rule == "hash":
-            builder.run(_by_hash(train, shares))
+            builder.run(by_hash(pieces("train"), shares))
         else:
             if config.split_by == "auto":
                 few = "1 document is" if len(lengths) == 1 else f"{len(lengths)} documents are"
@@ -187,36 +203,57 @@ def build(
                     f"{few} too few to split by hash: each is cut by position, "
                     "at a line end, into train, val and test"
                 )
-            builder.run(_by_position(train, lengths, shares))
-        builder.close()
-        for split, counts in builder.counts.items():
+            builder.run(_by_position(pieces("train"), lengths, shares))
+        return {"split_rule": rule, **builder.facts(COUNTS)}
+
+    return assemble(path, tokenizer_path, list(readers.values()), recorded, fill)
+
+
+def assemble(
+    path: Path,
+    tokenizer_path: Path,
+    readers: Sequence[Reader],
+    recorded: dict[str, Any],
+    fill: Callable[[Path, Tokenizer, console.Progress], dict[str, Any]],
+) -> Manifest:
+    """The dataset whose splits `fill` writes into a staged folder, with what it returns as facts.
+
+    Raises DataError for an empty split.
+    """
+    size = sum(reader.size for reader in readers)
+    tokenizer = Tokenizer.load(tokenizer_path / layout.TOKENIZER)
+    tokenizer_id = manifest.read(tokenizer_path, "tokenizer", hashes=True).id
+    with (
+        files.staged_directory(path) as folder,
+        console.Progress("encoding", size, "bytes") as progress,
+    ):
+        came = fill(folder, tokenizer, progress)
+        for split, counts in came["splits"].items():
             if not counts["documents"]:
-                raise DataError(_empty(split, rule))
+                raise DataError(_empty(split, came["split_rule"]))
         data = (tokenizer_path / layout.TOKENIZER).read_bytes()
         files.write_file(folder / layout.TOKENIZER, data)
-        skipped = sum(reader.skipped for reader in readers.values())
         made = {
             **recorded,
             "vocab_size": tokenizer.vocab_size,
             "eos_id": tokenizer.eos_id,
             "order": order.NAME,
-            "split_rule": rule,
-            "splits": builder.counts,
-            "skipped": skipped,
-            "losses": None if tokenizer.exact else builder.losses.facts(),
+            "skipped": sum(reader.skipped for reader in readers),
+            **came,
         }
         result = manifest.write(folder, "dataset", path.name, {"tokenizer": tokenizer_id}, made)
-    if skipped:
+    if skipped := made["skipped"]:
         console.warn(f"{skipped} documents could not be read or stood in two splits; left out")
-    if builder.losses.dropped or builder.losses.added:
-        dropped, added, most = builder.losses.facts().values()
+    if (losses := came["losses"]) and (losses["dropped"] or losses["added"]):
+        dropped, added, most = losses.values()
         console.warn(
             f"the tokenizer does not give back this text: {dropped:,} characters dropped, "
             f"{added:,} added; most of all {json.dumps(''.join(most), ensure_ascii=False)}"
         )
-    for split, counts in builder.counts.items():
+    noun = recorded.get("form", "documents")
+    for split, counts in came["splits"].items():
         console.say(
-            f"{split}: {counts['documents']:,} documents, {show_count(counts['tokens'])} tokens, "
+            f"{split}: {counts['documents']:,} {noun}, {show_count(counts['tokens'])} tokens, "
             f"{show_bytes(counts['bytes'])}"
         )
     return result
@@ -234,28 +271,28 @@ def _empty(split: str, rule: str) -> str:
     )
 
 
-def _apart(reader: Reader, split: str, held_out: dict[int, str]) -> Iterator[Piece]:
-    """The reader's pieces without the documents that another split holds.
+def apart(pieces: Iterable[P], reader: Reader, split: str, held_out: dict[int, str]) -> Iterator[P]:
+    """The pieces that `reader` read without the documents that another split holds.
 
     Those of val and test are noted in `held_out`; one in both is an error, one in train too unless
     `--on-error skip` leaves it out there.
     """
     other = split
-    for piece in reader.pieces():
+    for piece in pieces:
         if piece.starts_document and (held_out or split != "train"):
             key = document_hash(piece.text)
             other = held_out.get(key, split)
             if split != "train":
                 if other != split:
                     raise DataError(
-                        f"{piece.where}: this document stands in val and in test; leave one out"
+                        f"{piece.where}: this {piece.NOUN} stands in val and in test; leave one out"
                     )
                 held_out[key] = split
             elif other != split:
                 if reader.config.on_error != "skip":
                     raise DataError(
-                        f"{piece.where}: this document stands in train and in {other}; remove it, "
-                        "or use --on-error skip to leave it out of train"
+                        f"{piece.where}: this {piece.NOUN} stands in train and in {other}; remove "
+                        "it, or use --on-error skip to leave it out of train"
                     )
                 reader.skipped += 1
         if other == split:

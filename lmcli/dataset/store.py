@@ -2,8 +2,11 @@
 
 <split>.bin  little-endian ids, uint16 if vocab_size <= 65536 else uint32; documents end in <eos>
 <split>.idx  int64 cumulative offsets in tokens, first 0; idx[-1] * itemsize == size of .bin
+
+Of pairs, <split>.source.bin and <split>.target.bin: pair i is document i of both.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +17,9 @@ from lmcli.artifacts.files import Stream
 from lmcli.artifacts.manifest import Manifest
 from lmcli.dataset import order
 from lmcli.errors import DataError, MismatchError
+
+COUNTS = ("documents", "tokens", "bytes", "words")  # of pairs: those of the targets
+PAIR_COUNTS = (*COUNTS, "source_tokens", "source_bytes")
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -115,11 +121,16 @@ class TokenStore:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A built dataset: its manifest and the splits it has."""
+    """A built dataset: its manifest and the splits it has.
+
+    Of pairs, `splits` are the targets and `sources` what they belong to; of text, `sources` is
+    empty.
+    """
 
     path: Path
     manifest: Manifest
     splits: dict[str, TokenStore]
+    sources: dict[str, TokenStore] = dataclasses.field(default_factory=dict)
 
     @property
     def vocab_size(self) -> int:
@@ -133,9 +144,20 @@ class Dataset:
             raise MismatchError(
                 f"{path}: this lmcli does not know its order; upgrade or rebuild it"
             )
+        sides = layout.SIDES if found.config.get("form") == "pairs" else ("",)
         names = [s for s in layout.SPLITS if s in found.config["splits"]]
-        splits = {s: TokenStore(path, s, found.config["vocab_size"]) for s in names}
-        return cls(path, found, splits)
+        vocab_size = found.config["vocab_size"]
+        opened = {
+            s: [TokenStore(path, layout.side(s, i), vocab_size) for i in sides] for s in names
+        }
+        for source, target in ((each[0], each[-1]) for each in opened.values()):
+            if source.n_documents != target.n_documents:
+                raise DataError(
+                    f"{target.bin}: {target.n_documents} targets to {source.n_documents} sources; "
+                    "rebuild the dataset"
+                )
+        splits = {s: each[-1] for s, each in opened.items()}
+        return cls(path, found, splits, {s: each[0] for s, each in opened.items() if each[1:]})
 
 
 def format_problems(path: Path) -> list[str]:
@@ -145,7 +167,7 @@ def format_problems(path: Path) -> list[str]:
         dataset = Dataset.open(path)
     except DataError as error:
         return [str(error)]
-    for store in dataset.splits.values():
+    for store in (*dataset.sources.values(), *dataset.splits.values()):
         try:
             store.check_ids(dataset.manifest.config.get("eos_id"))
         except DataError as error:

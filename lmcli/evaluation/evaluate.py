@@ -6,109 +6,154 @@ exponential of the validation loss on the same tokens.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 
 import numpy as np
 
 from lmcli.config.evaluation import EvaluationConfig
+from lmcli.config.generation import GenerationConfig
+from lmcli.config.model import ModelConfig
+from lmcli.config.scoring import METRICS, ScoringConfig
+from lmcli.dataset.buckets import Example, Examples, collate
 from lmcli.dataset.order import permute
 from lmcli.dataset.store import TokenStore
 from lmcli.errors import DataError, UsageError
 from lmcli.inference.engine import Engine
 from lmcli.metrics.perplexity import Counts
+from lmcli.metrics.score import Score
 from lmcli.text.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True)
-class Window:
-    """`input_ids` of one forward pass; the last `n_scored` of its `targets` count."""
-
-    input_ids: np.ndarray
-    targets: np.ndarray
-    n_scored: int
-
-
-def windows(ids: np.ndarray, eos_id: int, context_length: int, stride: int) -> Iterator[Window]:
+def windows(ids: np.ndarray, eos_id: int, context_length: int, stride: int) -> Iterator[Example]:
     """Covers the targets of one document without gap or overlap.
 
     context 4, stride 2, targets a b c d e f:  [abcd] then  c d [ef]; stride 4:  [abcd] then [ef]
     """
-    inputs = np.concatenate([[eos_id], ids[:-1]]).astype(np.int64)
     done = 0
     while done < len(ids):
         end = min(len(ids), context_length if done == 0 else done + stride)
         start = done if stride == context_length else max(0, end - context_length)
-        yield Window(inputs[start:end], ids[start:end].astype(np.int64), end - done)
+        before = eos_id if start == 0 else int(ids[start - 1])
+        yield Example(ids[start:end].astype(np.int64), end - done, before=before)
         done = end
 
 
-def choose_documents(store: TokenStore, max_tokens: int) -> list[np.ndarray]:
-    """All documents, or a fixed pseudo-random choice of them up to `max_tokens` tokens."""
-    n = store.n_documents
-    if not max_tokens or store.n_tokens <= max_tokens:
-        return [store.document(i) for i in range(n)]
-    chosen, left = [], max_tokens
-    for i in permute(0, n, np.arange(n)):
-        ids = store.document(int(i))[:left]
-        chosen.append(ids)
-        left -= len(ids)
-        if left <= 0:
-            break
-    return chosen
+def halves(ids: np.ndarray, eos_id: int, context_length: int) -> Iterator[Example]:
+    """The same for an encoder: half a context at a time, after as much text as it can read."""
+    step = max(1, context_length // 2)
+    for start in range(0, len(ids), step):
+        target = ids[start : start + step].astype(np.int64)
+        source = [*ids[max(0, start - context_length + 1) : start], eos_id]
+        yield Example(target, len(target), np.array(source, dtype=np.int64))
+
+
+def choose(lengths: np.ndarray, max_tokens: int) -> list[int]:
+    """All documents, or a fixed pseudo-random choice of them, the last of which goes beyond
+    `max_tokens` tokens."""
+    n = len(lengths)
+    if not max_tokens or lengths.sum() <= max_tokens:
+        return list(range(n))
+    order = permute(0, n, np.arange(n))
+    needed = int(np.searchsorted(lengths[order].cumsum(), max_tokens)) + 1
+    return order[:needed].tolist()  # type: ignore[no-any-return]
 
 
 class SplitScorer:
-    """The text of a split counted once, to be scored by one or many models."""
+    """The text of a split counted once, to be scored by one or many models.
+
+    With a `reader`, the split's targets are scored, each after its source.
+    """
 
     def __init__(
         self,
         store: TokenStore,
         tokenizer: Tokenizer,
-        context_length: int,
+        model: ModelConfig,
         config: EvaluationConfig,
+        reader: Examples | None = None,
     ) -> None:
-        if config.stride > context_length:
+        self.context_length = context = model.context_length
+        if config.stride > context:
             raise UsageError(
-                f"--stride {config.stride} is more than the context of {context_length} tokens"
+                f"--stride {config.stride} is more than the context of {context} tokens"
             )
         if not store.n_tokens:
             raise DataError("the split has no tokens to score")
-        self.context_length = context_length
-        self.stride = config.stride or context_length
+        self.stride = config.stride or context
         self._batch_tokens = config.batch_tokens
-        documents = choose_documents(store, config.max_tokens)
+        self._eos, self._pad = tokenizer.eos_id, tokenizer.pad_id
+        chosen = choose(np.diff(store.offsets), config.max_tokens)
+        left = config.max_tokens or store.n_tokens
+        documents, self._windows = [], list[Example]()
+        for i in chosen:
+            if reader is not None:
+                example = reader.example(i)
+                ids = example.ids[len(example.ids) - example.n_scored :]
+                self._windows.append(example)
+            else:
+                ids = store.document(i)[:left]
+                left -= len(ids)
+                if model.arch == "encoder-decoder":
+                    self._windows += halves(ids, self._eos, context)
+                else:
+                    self._windows += windows(ids, self._eos, context, self.stride)
+            documents.append(ids)
         texts = [tokenizer.decode_bytes(ids.tolist()) for ids in documents]
         self.documents = len(documents)
         self.tokens = sum(len(ids) for ids in documents)
         self.bytes = sum(len(text) for text in texts)
         self.words = sum(len(text.decode("utf-8", "replace").split()) for text in texts)
-        eos = tokenizer.eos_id
-        self._windows = [
-            w for ids in documents for w in windows(ids, eos, context_length, self.stride)
-        ]
-        self._pad = tokenizer.pad_id
 
     def score(self, engine: Engine, progress: Callable[[int], None] = lambda n: None) -> Counts:
         """Summed nats of every token; `progress(windows scored)` after each forward pass."""
-        order = sorted(range(len(self._windows)), key=lambda i: -len(self._windows[i].input_ids))
-        nats = np.zeros(len(order))
+        ordered = sorted(self._windows, key=lambda w: (-len(w.ids), -w.n_source))
+        nats = 0.0
         done = 0
-        while done < len(order):
-            width = len(self._windows[order[done]].input_ids)
-            rows = order[done : done + max(1, self._batch_tokens // width)]
-            inputs = np.full((len(rows), width), self._pad, dtype=np.int64)
-            targets = inputs.copy()
-            for r, i in enumerate(rows):
-                w = self._windows[i]
-                inputs[r, : len(w.input_ids)], targets[r, : len(w.targets)] = w.input_ids, w.targets
-            scored = engine.score(inputs, targets)
-            for r, i in enumerate(rows):
-                w = self._windows[i]
-                end = len(w.targets)
-                nats[i] = scored[r, end - w.n_scored : end].astype(np.float64).sum()
+        while done < len(ordered):
+            width = max(len(ordered[done].ids), ordered[done].n_source)
+            rows = ordered[done : done + max(1, self._batch_tokens // width)]
+            batch = collate(rows, self._eos, self._pad)
+            scored = engine.score(
+                batch.input_ids, batch.targets, batch.source_ids, batch.source_mask
+            )
+            nats += float(scored[batch.loss_mask].astype(np.float64).sum())
             done += len(rows)
             progress(done)
-        return Counts(float(nats.sum()), self.tokens, self.words, self.bytes, self.documents)
+        return Counts(nats, self.tokens, self.words, self.bytes, self.documents)
 
     @property
     def n_windows(self) -> int:
         return len(self._windows)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a model wrote for the sources of a split, beside what it should have."""
+
+    sources: list[str]
+    hypotheses: list[str]
+    references: list[str]
+
+    def score(self, metric: str, config: ScoringConfig) -> Score:
+        module = import_module(f"lmcli.metrics.{METRICS[metric]}")
+        references = [[text] for text in self.references]
+        return module.measure(metric, self.hypotheses, references, config).score()  # type: ignore[no-any-return]
+
+
+def decode_pairs(
+    engine: Engine,
+    reader: Examples,
+    tokenizer: Tokenizer,
+    config: GenerationConfig,
+    n: int = 0,
+) -> Outputs:
+    """The first `n` sources of a split (0: all) and what the model makes of them."""
+    chosen = range(min(n, len(reader)) if n else len(reader))
+    sources = [reader.source.document(i)[:-1].tolist() for i in chosen]
+    prompts = [reader.template.prompt(source) for source in sources]
+    done = engine.generate(prompts, config)
+    return Outputs(
+        [tokenizer.decode(source) for source in sources],
+        [tokenizer.decode(completions[0].ids).strip() for completions in done],
+        [tokenizer.decode(reader.target.document(i).tolist()).strip() for i in chosen],
+    )

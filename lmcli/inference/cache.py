@@ -5,9 +5,12 @@ row's position, are therefore invisible, and are overwritten when the row gets t
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lmcli.config.model import ModelConfig
+
+SLOTS = 32  # added at a time
 
 
 class LayerSlots:
@@ -29,12 +32,12 @@ class LayerSlots:
 
 
 class Cache:
-    """One LayerSlots per decoder block, for `rows` sequences of at most `slots` tokens."""
+    """One LayerSlots per decoder block, for `rows` sequences; slots are added as they are used."""
 
     def __init__(
-        self, config: ModelConfig, rows: int, slots: int, device: torch.device, dtype: torch.dtype
+        self, config: ModelConfig, rows: int, device: torch.device, dtype: torch.dtype
     ) -> None:
-        shape = (rows, config.n_kv_heads, slots, config.head_dim)
+        shape = (rows, config.n_kv_heads, 0, config.head_dim)
 
         def empty() -> Tensor:
             return torch.zeros(shape, device=device, dtype=dtype)
@@ -43,11 +46,21 @@ class Cache:
 
     def use(self, slots: int) -> Tensor:
         """Makes the first `slots` slots visible; returns their positions [1, slots]."""
+        more = slots - self.layers[0].k.shape[2]
         for layer in self.layers:
+            if more > 0:
+                room = (0, 0, 0, -(-more // SLOTS) * SLOTS)
+                layer.k, layer.v = F.pad(layer.k, room), F.pad(layer.v, room)
             layer.used = slots
         return torch.arange(slots, device=self.layers[0].k.device)[None]
 
     def select(self, rows: Tensor) -> None:
-        """Keeps (or reorders to) the given rows."""
+        """Keeps, reorders or repeats the given rows."""
+
+        def chosen(slots: Tensor, used: int) -> Tensor:
+            new = slots.new_zeros((len(rows), *slots.shape[1:]))
+            new[:, :, :used] = slots[rows, :, :used]
+            return new
+
         for layer in self.layers:
-            layer.k, layer.v = layer.k[rows], layer.v[rows]
+            layer.k, layer.v = chosen(layer.k, layer.used), chosen(layer.v, layer.used)

@@ -5,6 +5,7 @@ A draw is the inverse of the cumulative distribution at a uniform number that de
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lmcli.config.generation import GenerationConfig
@@ -41,3 +42,14 @@ def choose(logits: Tensor, config: GenerationConfig, draws: Tensor) -> Tensor:
     mass = keep_top_p(logits, config.top_p).softmax(dim=-1).cumsum(dim=-1)
     ids = torch.searchsorted(mass, (draws.to(mass) * mass[:, -1])[:, None], right=True)[:, 0]
     return ids.clamp(max=logits.shape[-1] - 1)
+
+
+def largest(logits: Tensor, k: int, block: int = 128) -> tuple[Tensor, Tensor]:
+    """`logits.topk(k)` of [B, V]; of a large vocabulary only blocks that can hold one are read."""
+    b, v = logits.shape
+    if v < 4 * k * block:
+        return logits.topk(k, dim=-1)
+    blocks = F.pad(logits, (0, -v % block), value=float("-inf")).view(b, -1, block)
+    which = blocks.amax(-1).topk(k, dim=-1).indices  # the k largest lie in the k best blocks
+    values, place = blocks[torch.arange(b)[:, None], which].flatten(1).topk(k, dim=-1)
+    return values, which.gather(1, place // block) * block + place % block

@@ -43,15 +43,20 @@ class Measure:
 
 def mean(name: str, compare: Compare, hyps: Texts, refs: References, **recipe: str) -> Measure:
     """The mean over segments of `compare` in [0, 1], in percent; of several references the best."""
+    pairs = zip(hyps, refs, strict=True)
+    counts = {len(some) for some in refs}
+    known = signature(nrefs=counts.pop() if len(counts) == 1 else "var", **recipe)
+    return average(name, [max(compare(hyp, ref) for ref in some) for hyp, some in pairs], known)
+
+
+def average(name: str, values: Sequence[float], recipe: str) -> Measure:
+    """The mean of one value in [0, 1] for each segment, in percent."""
 
     def percent(row: np.ndarray) -> float:
         return float(100 * row[0] / row[1])
 
-    pairs = zip(hyps, refs, strict=True)
-    rows = np.array([(max(compare(hyp, ref) for ref in some), 1.0) for hyp, some in pairs])
-    counts = {len(some) for some in refs}
-    known = signature(nrefs=counts.pop() if len(counts) == 1 else "var", **recipe)
-    return Measure(name, rows, percent, known, percent, known)
+    rows = np.array([(value, 1.0) for value in values])
+    return Measure(name, rows, percent, recipe, percent, recipe)
 
 
 def signature(**parts: object) -> str:

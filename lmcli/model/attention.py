@@ -4,6 +4,7 @@ Shapes: B batch, T queries, S keys, H heads, K key/value heads, D head dim, C d_
 Attention is softmax(q k^T * scale + bias) v (Vaswani et al. 2017, section 3.2.1).
 """
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -132,8 +133,12 @@ class Attention(nn.Module):
         q = self.heads(self.q_proj(x), self.n_heads)
         if self.q_norm is not None:
             q = self.q_norm(q)
+        beams = 1
         if memory is not None:
             k, v = memory
+            beams = len(q) // len(k)  # of one source: the queries of one row
+            if beams > 1:
+                q = q.view(len(k), beams, *q.shape[1:]).transpose(1, 2).flatten(2, 3)
         else:
             k, v = self.keys_values(x)
             if self.rope:
@@ -150,16 +155,19 @@ class Attention(nn.Module):
                 seen = ones.tril(k.shape[2] - q.shape[2])
             shared = k.repeat_interleave(self.n_heads // self.n_kv_heads, 1)
             self.watch(attention_weights(q, shared, self.scale, seen))
-        y = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=causal and mask is None,
-            scale=self.scale,
-            enable_gqa=self.n_kv_heads != self.n_heads,
-        )
+        slow = q.device.type == "cpu" and q.dtype == torch.bfloat16  # its kernels are, there
+        with torch.autocast("cpu", enabled=False) if slow else contextlib.nullcontext():
+            y = F.scaled_dot_product_attention(
+                *((q.float(), k.float(), v.float()) if slow else (q, k, v)),
+                attn_mask=mask,
+                dropout_p=self.dropout if self.training else 0.0,
+                is_causal=causal and mask is None,
+                scale=self.scale,
+                enable_gqa=self.n_kv_heads != self.n_heads,
+            )
+        if beams > 1:
+            y = y.view(len(k), self.n_heads, beams, -1, self.head_dim)
+            y = y.transpose(1, 2).flatten(0, 1)
         return self.o_proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 

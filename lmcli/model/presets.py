@@ -1,4 +1,6 @@
-"""Model shapes by name: a modern family that grows, and GPT-2 as published."""
+"""Model shapes by name: a modern family that grows, GPT-2 and the 2017 Transformer as published."""
+
+from typing import Any
 
 from lmcli.config.fields import suggest
 from lmcli.config.model import ModelConfig
@@ -34,6 +36,34 @@ def _modern(n_layers: int, n_heads: int, d_model: int, context_length: int) -> M
     )
 
 
+def _transformer(
+    n_layers: int, n_heads: int, d_model: int, d_ff: int, dropout: float
+) -> ModelConfig:
+    """Vaswani et al. 2017, table 3: post-norm, sinusoids on scaled embeddings, all three shared."""
+    return ModelConfig(
+        arch="encoder-decoder",
+        context_length=256,
+        d_model=d_model,
+        n_layers=n_layers,
+        n_heads=n_heads,
+        d_ff=d_ff,
+        dropout=dropout,
+        position="sinusoidal",
+        norm="layernorm",
+        norm_position="post",
+        norm_eps=1e-5,
+        norm_bias=True,
+        activation="relu",
+        qk_norm=False,
+        qkv_bias=True,
+        o_bias=True,
+        mlp_bias=True,
+        embedding_scale=0.0,
+        tie_embeddings=True,
+        init="xavier",
+    )
+
+
 PRESETS = {
     "nano": _modern(4, 4, 192, 256),
     "micro": _modern(4, 4, 256, 256),
@@ -44,6 +74,24 @@ PRESETS = {
     "gpt2-medium": _gpt2(24, 16, 1024),
     "gpt2-large": _gpt2(36, 20, 1280),
     "gpt2-xl": _gpt2(48, 25, 1600),
+    "transformer-tiny": _transformer(4, 4, 128, 256, 0.3),  # Wu et al. 2021, for Multi30k
+    "transformer-small": _transformer(6, 4, 512, 1024, 0.3),  # fairseq's for IWSLT
+    "transformer-base": _transformer(6, 8, 512, 2048, 0.1),
+    "transformer-big": _transformer(6, 16, 1024, 4096, 0.3),
+}
+_PEAK = {"tiny": (5e-3, 2000), "small": (5e-4, 4000), "base": (7e-4, 4000), "big": (5e-4, 4000)}
+# How the shapes that were published with a recipe are trained, unless settings say otherwise.
+TRAINING: dict[str, dict[str, Any]] = {
+    f"transformer-{size}": {
+        "lr": lr,
+        "warmup_steps": warmup,
+        "schedule": "inverse-sqrt",
+        "label_smoothing": 0.1,
+        "beta2": 0.98,
+        "adam_eps": 1e-9,
+        "weight_decay": 0.0,
+    }
+    for size, (lr, warmup) in _PEAK.items()
 }
 
 

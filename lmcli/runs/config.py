@@ -5,17 +5,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from lmcli import console
 from lmcli.artifacts import files, layout, manifest, schema
 from lmcli.config import fields
 from lmcli.config.model import ModelConfig
 from lmcli.config.training import CHANGEABLE, TrainingConfig
+from lmcli.config.tuning import TuningConfig
+from lmcli.dataset.batches import Batches, Windows
+from lmcli.dataset.buckets import Examples, Pairs
 from lmcli.dataset.store import Dataset
 from lmcli.errors import DataError, MismatchError, UsageError
-from lmcli.model.presets import preset
+from lmcli.model import lora
+from lmcli.model.presets import TRAINING, preset
+from lmcli.model.transformer import Transformer
 from lmcli.model.transformer import parameters as parameters
+from lmcli.text import tasks
 from lmcli.text.tokenizer import Tokenizer
 from lmcli.training import checkpoint, events, precision
+from lmcli.training.checkpoint import State
 
 CONFIG_FORMAT = 1
 
@@ -26,6 +35,9 @@ AUTOMATIC = (
     *("micro_batch_size", "threads", "device", "dtype"),
 )
 SHAPE = {f.name for f in dataclasses.fields(ModelConfig)}
+TUNING = {f.name for f in dataclasses.fields(TuningConfig)}
+FOR_PAIRS = ("task", "template", "batch_tokens", "pack", "best_by")
+BATCH_TOKENS = 4096  # of pairs, where neither --batch-tokens nor --batch-size is given
 FREE = ("dropout", "attention_dropout")  # what says nothing about the weights
 DERIVED = (
     *(("head_dim", "n_heads"), ("head_dim", "d_model"), ("d_ff", "d_model")),
@@ -45,6 +57,7 @@ class RunConfig:
     training: TrainingConfig
     data: dict[str, str]
     origin: dict[str, str] = dataclasses.field(default_factory=dict)
+    tuning: TuningConfig = TuningConfig()
 
     @classmethod
     def read(cls, run: Path) -> "RunConfig":
@@ -53,12 +66,14 @@ class RunConfig:
         try:
             model = fields.build(ModelConfig, value["model"], lambda k: f"model.{k}")
             training = fields.build(TrainingConfig, value["training"], lambda k: f"training.{k}")
+            given = value.get("tuning", {})
+            tuning = fields.build(TuningConfig, given, lambda k: f"tuning.{k}")
             derived = model.resolved()
         except UsageError as error:
             raise MismatchError(f"{path}: {error}") from None
         if not model.vocab_size or derived != model:
             raise DataError(f"{path}: not a run's config (derived values are missing); restore it")
-        return cls(model, training, value["data"], value.get("origin", {}))
+        return cls(model, training, value["data"], value.get("origin", {}), tuning)
 
     @classmethod
     def trained(cls, run: Path) -> "RunConfig":
@@ -85,7 +100,66 @@ class RunConfig:
             "training": dataclasses.asdict(self.training) if self.data else {},
             "data": self.data,
         }
+        if self.tuning != TuningConfig():
+            value["tuning"] = dataclasses.asdict(self.tuning)
         return value | {"origin": self.origin} if self.origin else value
+
+    def chosen(self, run: Path, which: str | None) -> tuple[list[Path], State, str]:
+        """The checkpoints to use, the last one's state, and the id of what they make: `best`,
+        `last`, a step, or `mean`, the last ones; by default the mean where the run was told to
+        average, else the best."""
+        n = self.now(run).average_last if self.data else 0
+        which = which or ("mean" if n else "best")
+        folder, state = checkpoint.choose(run, "last" if which == "mean" else which)
+        if which != "mean":
+            return [folder], state, manifest.read(folder, "checkpoint").id
+        folders = [layout.checkpoint(run, step) for step in checkpoint.list_steps(run)[-n:]]
+        for each in folders:
+            checkpoint.read_state(run, each)
+        ids = [manifest.read(each, "checkpoint").id for each in folders]
+        return folders, state, files.digest({"mean": ids}) if len(ids) > 1 else ids[0]
+
+    def weights(self, folders: list[Path]) -> dict[str, Tensor]:
+        """The mean of checkpoints as weights of a plain model: low-rank updates are merged."""
+        total: dict[str, Tensor] = {}
+        for folder in folders:
+            tensors = lora.merged(checkpoint.load_tensors(folder / layout.MODEL), self.tuning)
+            total = {n: total[n] + t for n, t in tensors.items()} if total else tensors
+        return {n: t / len(folders) for n, t in total.items()} if len(folders) > 1 else total
+
+    def build(self) -> Transformer:
+        """The model as it is trained, its weights unset."""
+        model = Transformer(self.model)
+        lora.adapt(model, self.tuning)
+        return model
+
+    def template(self, tokenizer: Tokenizer) -> tasks.Template | None:
+        """How the model reads a source, where it was trained on pairs."""
+        if self.tuning.template is None:
+            return None
+        return tasks.Template.parse(self.tuning.template, tokenizer)
+
+    def reader(self, dataset: Dataset, split: str, tokenizer: Tokenizer) -> Examples:
+        """The pairs of a split as this model reads them."""
+        template, both = self.template(tokenizer), self.model.arch == "encoder-decoder"
+        if template is None:
+            text = tasks.template(self.model.arch, self.tuning.task, tokenizer)
+            template = tasks.Template.parse(text, tokenizer)
+        if dataset.manifest.config.get("chat"):  # whose sources have it around them already
+            template = tasks.Template((), ())
+        stores = dataset.sources[split], dataset.splits[split]
+        return Examples(*stores, template, self.model.context_length, both, tokenizer.eos_id)
+
+    def batches(self, dataset: Dataset, tokenizer: Tokenizer) -> Batches:
+        """What the run is trained on, from the dataset's train split."""
+        if dataset.sources:
+            reader, training = self.reader(dataset, "train", tokenizer), self.training
+            return Pairs(
+                reader, training.seed, training.batch_tokens, training.pack, tokenizer.pad_id
+            )
+        prefix = tokenizer.eos_id if self.model.arch == "encoder-decoder" else None
+        length = self.model.context_length
+        return Windows(dataset.splits["train"], length, self.training.seed, prefix)
 
 
 @dataclass(frozen=True)
@@ -96,6 +170,7 @@ class Asked:
     preset: str | None = None
     origin: str | None = None  # --from: the run whose best weights a new one begins with
     given: dict[str, Any] = dataclasses.field(default_factory=dict)
+    usual: dict[str, Any] = dataclasses.field(default_factory=dict)  # instead of the defaults
 
 
 def check_tokenizer(run: Path, data: str, dataset: Dataset) -> None:
@@ -109,44 +184,77 @@ def check_tokenizer(run: Path, data: str, dataset: Dataset) -> None:
         )
 
 
-def plan(root: Path, asked: Asked) -> tuple[RunConfig, Dataset, Path | None]:
+Begin = tuple[RunConfig, list[Path]]  # the run that a new one begins with, and its checkpoints
+
+
+def plan(root: Path, asked: Asked) -> tuple[RunConfig, Dataset, Begin | None]:
     """A new run's config from what the user gave, everything automatic already resolved; its
-    dataset; and the checkpoint that it begins with, if any."""
+    dataset; and what it begins with, if anything."""
     if asked.data is None:
         raise UsageError("--data names the dataset of a new run; build one: lmcli data build")
-    data, given, start, origin = asked.data, asked.given, None, {}
+    data, given, begin, origin = asked.data, asked.given, None, {}
     dataset = Dataset.open(layout.find(root, data, "dataset"), hashes=True)
     tokenizer = Tokenizer.load(dataset.path / layout.TOKENIZER)
     if dataset.vocab_size != tokenizer.vocab_size:
         raise DataError(f"{dataset.path}: its vocab_size is not its tokenizer's; rebuild it")
     if asked.origin is None:
-        model = shape(asked.preset or "nano", given)
+        model, usual = shape(asked.preset or "nano", given), TRAINING.get(asked.preset or "", {})
     else:
         run = layout.find(root, asked.origin, "run")
         check_tokenizer(run, data, dataset)
-        start, _ = checkpoint.choose(run, "best")
-        origin = {"name": run.name, "id": manifest.read(start, "checkpoint").id}
-        model = shape_of(RunConfig.read(run), asked)
-    if model.arch != "decoder":
-        raise UsageError("--arch encoder-decoder needs a dataset of pairs; this is plain text")
+        source = RunConfig.read(run)
+        folders, _, id_ = source.chosen(run, None)
+        begin, origin = (source, folders), {"name": run.name, "id": id_}
+        model, usual = shape_of(source, asked), asked.usual
     if model.vocab_size not in (0, tokenizer.vocab_size):
         raise MismatchError(
             f"--vocab-size {model.vocab_size}, but the tokenizer of {data} has "
             f"{tokenizer.vocab_size} tokens"
         )
     model = model.resolved(tokenizer.vocab_size)
-    training = fields.build(TrainingConfig, {k: v for k, v in given.items() if k not in SHAPE})
+    rest = {key: value for key, value in given.items() if key not in SHAPE}
+    if dataset.sources:
+        facts = dataset.manifest.config
+        chat = facts["chat_template"] if facts.get("chat") else None
+        before = begin[0].tuning if begin else TuningConfig()
+        rest = _for_pairs(rest, model, tokenizer, before, chat)
+    elif only := [key for key in FOR_PAIRS if rest.get(key) not in (None, 0, "loss")]:
+        raise UsageError(f"{fields.flag(only[0])} is for pairs, but {data} is plain text")
+    tuning = fields.build(TuningConfig, {k: rest.pop(k) for k in TUNING & rest.keys()})
+    training = fields.build(TrainingConfig, usual | rest)
+    if tuning.lora_rank and begin is None:
+        raise UsageError("--lora-rank updates weights that are there: name a run with --from")
     machine = precision.resolve(training.device, training.dtype, training.threads)
+    whole = 0 if training.batch_tokens else training.batch_size
     training = dataclasses.replace(
         training,
         device=machine.device,
         dtype=machine.dtype,
         threads=machine.threads,
-        micro_batch_size=training.micro_batch_size or training.batch_size,
+        micro_batch_size=training.micro_batch_size or whole,
+        keep_last=max(training.keep_last, training.average_last),
     )
     console.say(f"{machine.device}, {machine.dtype}, {machine.threads} threads: {machine.why}")
-    source = {"name": data, "id": dataset.manifest.id}
-    return RunConfig(model, training, source, origin), dataset, start
+    named = {"name": data, "id": dataset.manifest.id}
+    return RunConfig(model, training, named, origin, tuning), dataset, begin
+
+
+def _for_pairs(
+    given: dict[str, Any],
+    model: ModelConfig,
+    tokenizer: Tokenizer,
+    before: TuningConfig,
+    chat: dict[str, str] | None,
+) -> dict[str, Any]:
+    """Settings of a run on pairs: template and task are those of the run `before` it, if any."""
+    task = given.get("task") or before.task
+    text = given.get("template") or before.template
+    text = text or tasks.template(model.arch, task, tokenizer, chat)
+    tasks.Template.parse(text, tokenizer)
+    if given.get("pack") and model.arch != "decoder":
+        raise UsageError("--pack is for decoder-only models")
+    usual = {} if "batch_size" in given else {"batch_tokens": BATCH_TOKENS}
+    return usual | given | {"task": task, "template": text}
 
 
 def shape(preset_name: str, given: dict[str, Any]) -> ModelConfig:
@@ -183,8 +291,9 @@ def changes(stored: RunConfig, current: TrainingConfig, asked: Asked) -> dict[st
         wanted |= dataclasses.asdict(model)
     changes = {}
     for key, value in wanted.items():
-        in_model = hasattr(stored.model, key)
-        old = getattr(stored.model if in_model else current, key)
+        in_model = key in SHAPE | TUNING
+        part = stored.model if key in SHAPE else stored.tuning if in_model else current
+        old = getattr(part, key)
         if value == old or (key in AUTOMATIC and value in (0, "auto")):
             continue
         if in_model or key not in CHANGEABLE:

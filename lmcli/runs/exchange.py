@@ -9,13 +9,13 @@ from lmcli.artifacts import files, inventory, layout, lock, manifest
 from lmcli.artifacts.again import creating, finished
 from lmcli.artifacts.manifest import Manifest
 from lmcli.config.training import TrainingConfig
+from lmcli.config.tuning import TuningConfig
 from lmcli.errors import MismatchError, UsageError
 from lmcli.interop import card, huggingface
 from lmcli.runs.config import RunConfig
 from lmcli.runs.start import create
 from lmcli.text.sources import fingerprint
 from lmcli.text.tokenizer import Tokenizer, write
-from lmcli.training import checkpoint
 
 
 def import_model(root: Path, folder: Path, name: str, force: bool) -> Manifest:
@@ -53,16 +53,37 @@ def _keep_tokenizer(
         return made.id
 
 
-def export_model(root: Path, reference: str, which: str, out: Path) -> dict[str, Any]:
+def merge_run(root: Path, reference: str, name: str, force: bool) -> Manifest:
+    """The best weights of a run, its low-rank updates merged into them, as a run of its own."""
+    source, run = layout.find(root, reference, "run"), layout.new(root, "run", name)
+    stored = RunConfig.read(source)
+    folders, _, id_ = stored.chosen(source, None)
+    tuning = TuningConfig(task=stored.tuning.task, template=stored.tuning.template)
+    origin = {"name": source.name, "id": id_}
+    config = RunConfig(stored.model, TrainingConfig(), {}, origin, tuning)
+    made = manifest.read(source, "run", hashes=True)
+    parents = {"run": made.id, "tokenizer": made.parents["tokenizer"]}
+    with creating(run, root, "run", force):
+        if run.exists() and RunConfig.read(run).origin == origin:
+            console.say(f"run {run.name} is there already, made from the same weights")
+        elif run.exists():
+            raise UsageError(f"run {run.name} exists; choose another --name, or use --force")
+        else:
+            tokenizer = (source / layout.TOKENIZER).read_bytes()
+            create(run, config, tokenizer, parents, stored.weights(folders))
+    return manifest.read(run, "run")
+
+
+def export_model(root: Path, reference: str, which: str | None, out: Path) -> dict[str, Any]:
     """A checkpoint of a run as a model folder `out`, whole or not at all."""
     if out.exists():
         raise UsageError(f"--out {out} exists; choose another folder")
     run = layout.find(root, reference, "run")
     manifest.read(run, "run", hashes=True)
     config = RunConfig.read(run)
-    folder, state = checkpoint.choose(run, which)
+    folders, state, id_ = config.chosen(run, which)
     tokenizer = Tokenizer.load(run / layout.TOKENIZER)
-    made = {"run": run.name, "step": state.step, "checkpoint": manifest.read(folder).id}
+    made = {"run": run.name, "step": state.step, "checkpoint": id_}
     source = config.data or config.origin
     recipe = dataclasses.asdict(config.model)
     text = card.text(
@@ -72,13 +93,12 @@ def export_model(root: Path, reference: str, which: str, out: Path) -> dict[str,
         data=f"{source['name']}, id `{source['id']}`",
         **made,
     )
-    weights = checkpoint.load_tensors(folder / layout.MODEL)
     with (
         lock.hold(layout.creation_lock(out), f"folder {out}", keep=False),
         files.staged_directory(out) as staged,
     ):
         try:
-            huggingface.write(staged, config.model, weights, tokenizer, text)
+            huggingface.write(staged, config.model, config.weights(folders), tokenizer, text)
         except MismatchError as error:
             raise MismatchError(f"run {run.name} cannot be exported: {error}") from None
     return made | {"out": str(out)}

@@ -11,14 +11,16 @@ from lmcli import console
 from lmcli.artifacts import files, layout, lock, manifest
 from lmcli.config.evaluation import EvaluationConfig
 from lmcli.config.generation import GenerationConfig
+from lmcli.config.scoring import ScoringConfig
 from lmcli.dataset.store import Dataset
 from lmcli.errors import LmcliError, MismatchError, UsageError
 from lmcli.evaluation.attention import WordAttention, word_attention
-from lmcli.evaluation.evaluate import SplitScorer
+from lmcli.evaluation.evaluate import SplitScorer, decode_pairs
 from lmcli.inference.engine import Engine
 from lmcli.metrics import perplexity
 from lmcli.model.transformer import Transformer, Unset
 from lmcli.runs.config import RunConfig, check_tokenizer, parameters
+from lmcli.text import tasks
 from lmcli.text.tokenizer import Tokenizer
 from lmcli.training import checkpoint, precision
 from lmcli.training.precision import Machine
@@ -36,16 +38,22 @@ class LoadedRun:
     step: int
     checkpoint_id: str
 
+    def encode(self, prompt: str) -> list[int]:
+        """The ids of a prompt, which is a source within its template for a run on pairs."""
+        ids = self.tokenizer.encode(prompt)
+        template = self.config.template(self.tokenizer)
+        return template.prompt(ids) if template else ids
+
     def complete(self, prompts: Sequence[str], config: GenerationConfig) -> list[list[str]]:
         """`num_return_sequences` completions of each prompt."""
         with self.machine.autocast():
-            done = self.engine.generate([self.tokenizer.encode(p) for p in prompts], config)
+            done = self.engine.generate([self.encode(p) for p in prompts], config)
         return [[self.tokenizer.decode(c.ids) for c in completions] for completions in done]
 
     def next_tokens(self, prompt: str, top: int) -> list[dict[str, Any]]:
         """The `top` most likely tokens after a prompt, with P(w_t | w_1 .. w_t-1)."""
         with self.machine.autocast():
-            logprobs = self.engine.next_logprobs(self.tokenizer.encode(prompt))
+            logprobs = self.engine.next_logprobs(self.encode(prompt))
         return [
             {
                 "id": i,
@@ -63,9 +71,14 @@ class LoadedRun:
 
 
 def load(
-    root: Path, reference: str, which: str = "best", device: str = "auto", dtype: str = "auto"
+    root: Path,
+    reference: str,
+    which: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
 ) -> LoadedRun:
-    """The run's best (default), last or numbered checkpoint behind an Engine."""
+    """The run's best, last, mean or numbered checkpoint behind an Engine; by default the best, or
+    the mean where the run was told to average."""
     run = layout.find(root, reference, "run")
     manifest.read(run, "run", hashes=True)
     config = RunConfig.read(run)
@@ -75,12 +88,11 @@ def load(
     while True:
         steps = checkpoint.list_steps(run)
         try:
-            folder, state = checkpoint.choose(run, which)
-            checkpoint_id = manifest.read(folder, "checkpoint").id
-            checkpoint.check_shapes(folder, shapes)
+            folders, state, checkpoint_id = config.chosen(run, which)
+            checkpoint.check_shapes(folders[0], shapes)
             with Unset():
                 model = Transformer(config.model)
-            checkpoint.load_weights(model, folder)
+            checkpoint.load_weights(model, folders[0], config.weights(folders))
             break
         except (LmcliError, FileNotFoundError):
             if checkpoint.list_steps(run) == steps:  # a living run may have pruned it meanwhile
@@ -93,8 +105,23 @@ def load(
     return LoadedRun(run, config, engine, tokenizer, machine, state.step, checkpoint_id)
 
 
+@dataclass(frozen=True)
+class Judging:
+    """How outputs for the sources of pairs are made and scored; no metrics: the task's own."""
+
+    metrics: tuple[str, ...] = ()
+    max_pairs: int = 0  # 0: all
+    generation: GenerationConfig = GenerationConfig(temperature=0)
+    scoring: ScoringConfig = ScoringConfig()
+
+
 def evaluate(
-    loaded: LoadedRun, root: Path, data: str | None, split: str, config: EvaluationConfig
+    loaded: LoadedRun,
+    root: Path,
+    data: str | None,
+    split: str,
+    config: EvaluationConfig,
+    judging: Judging = Judging(),
 ) -> dict[str, Any]:
     """Scores a split of a dataset, by default of the one that the run was trained on.
 
@@ -115,17 +142,32 @@ def evaluate(
     if split not in dataset.splits:
         raise UsageError(f"--split {split}: {data} has {', '.join(dataset.splits)}")
     context = loaded.config.model.context_length
-    scorer = SplitScorer(dataset.splits[split], loaded.tokenizer, context, config)
+    tokenizer = loaded.tokenizer
+    reader = loaded.config.reader(dataset, split, tokenizer) if dataset.sources else None
+    scorer = SplitScorer(dataset.splits[split], tokenizer, loaded.config.model, config, reader)
     with console.Progress("window", scorer.n_windows) as progress, loaded.machine.autocast():
         counts = scorer.score(loaded.engine, progress.update)
     scores = perplexity.scores(counts, context, scorer.stride)
+    settings = dataclasses.asdict(config) | {"dtype": loaded.machine.dtype}
+    task = loaded.config.tuning.task
+    metrics = judging.metrics or ((tasks.TASKS[task].metric,) if task and reader else ())
+    if metrics and reader is None:
+        raise UsageError(f"--metric {metrics[0]} is for pairs, but {data} is plain text")
+    if metrics and reader is not None:
+        with loaded.machine.autocast():
+            outputs = decode_pairs(
+                loaded.engine, reader, tokenizer, judging.generation, judging.max_pairs
+            )
+        scores += [outputs.score(metric, judging.scoring) for metric in metrics]
+        how = dataclasses.asdict(judging.generation) | {"pairs": len(outputs.sources)}
+        settings |= {"metrics": "+".join(metrics), "outputs": files.digest(how)[:8], **how}
     return {
         "run": loaded.path.name,
         "run_id": manifest.read(loaded.path, "run").id,
         "checkpoint": {"step": loaded.step, "id": loaded.checkpoint_id},
         "dataset": {"name": data, "id": dataset.manifest.id, "split": split},
         "counts": dataclasses.asdict(counts),
-        "settings": dataclasses.asdict(config) | {"dtype": loaded.machine.dtype},
+        "settings": settings,
         "scores": [dataclasses.asdict(s) for s in scores],
     }
 

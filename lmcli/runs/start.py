@@ -10,20 +10,24 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lmcli import console
 from lmcli.artifacts import files, layout, lock, manifest
 from lmcli.artifacts.again import creating
 from lmcli.config.evaluation import EvaluationConfig
-from lmcli.config.model import ModelConfig
+from lmcli.config.generation import GenerationConfig
+from lmcli.config.scoring import ScoringConfig
+from lmcli.config.training import TrainingConfig
 from lmcli.config.units import show_count
-from lmcli.dataset.batches import Windows
+from lmcli.dataset.buckets import Pairs
 from lmcli.dataset.store import Dataset
 from lmcli.errors import MismatchError, UsageError
-from lmcli.evaluation.evaluate import SplitScorer
+from lmcli.evaluation.evaluate import SplitScorer, decode_pairs
 from lmcli.inference.engine import Engine
 from lmcli.metrics import perplexity
+from lmcli.model import lora
 from lmcli.model.transformer import Transformer, Unset
 from lmcli.runs.config import Asked, RunConfig, changes, parameters, plan
 from lmcli.signals import StopRequest
@@ -41,10 +45,10 @@ def measure(root: Path, data: str, given: dict[str, Any], n_steps: int = 12) -> 
         config.training.device, config.training.dtype, config.training.threads
     )
     precision.prepare(machine)
-    model = Transformer(config.model)
+    model = config.build()
     model.init_weights(0)
     model.to(machine.device)
-    batches = Windows(dataset.splits["train"], config.model.context_length, 0)
+    batches = config.batches(dataset, Tokenizer.load(dataset.path / layout.TOKENIZER))
     optimizer = Optimizer(model, config.training)
     took = []
     for step in range(n_steps):
@@ -59,14 +63,17 @@ Planned = tuple[RunConfig, bytes, dict[str, str], dict[str, Tensor] | None]
 
 
 def new(root: Path, asked: Asked) -> Planned:
-    """What `create` needs of a new run whose dataset holds at least one window."""
-    config, dataset, start = plan(root, asked)
-    Windows(dataset.splits["train"], config.model.context_length, config.training.seed)
+    """What `create` needs of a new run whose dataset holds at least one batch."""
+    config, dataset, begin = plan(root, asked)
+    config.batches(dataset, Tokenizer.load(dataset.path / layout.TOKENIZER))
+    with torch.device("meta"):
+        empty = config.build()
     parents = {"dataset": dataset.manifest.id, **dataset.manifest.parents}
     weights = None
-    if start is not None:
-        parents["run"] = manifest.read(start, "checkpoint").parents["run"]
-        weights = checkpoint.load_tensors(start / layout.MODEL)
+    if begin is not None:
+        source, folders = begin
+        parents["run"] = manifest.read(folders[-1], "checkpoint").parents["run"]
+        weights = source.weights(folders) | lora.start(empty, config.training.seed)
     return config, (dataset.path / layout.TOKENIZER).read_bytes(), parents, weights
 
 
@@ -174,17 +181,19 @@ def open_trainer(root: Path, run: Path, asked: Asked) -> Trainer | None:
     if found:
         checkpoint.check_shapes(found[0], parameters(stored.model))
     with Unset():
-        model = Transformer(stored.model)
+        model = stored.build()
     model.to(machine.device)
     checkpoint.check_space(run, model)
+    tokenizer = Tokenizer.load(run / layout.TOKENIZER)
+    batches = stored.batches(dataset, tokenizer)
     trainer = Trainer(
         run,
         model,
         Optimizer(model, stored.training),
-        Windows(dataset.splits["train"], stored.model.context_length, stored.training.seed),
+        batches,
         stored.training,
         machine,
-        validation(run, stored.model, dataset, current.eval_tokens, machine),
+        validation(stored, dataset, tokenizer, current, machine),
     )
     trainer.restore(found)
     if change:
@@ -198,26 +207,45 @@ def open_trainer(root: Path, run: Path, asked: Asked) -> Trainer | None:
             console.warn(f"the bits may differ from an uninterrupted run's: {other}")
     else:
         began = f", beginning with those of {stored.origin['name']}" if stored.origin else ""
-        console.say(f"training {run.name}: {show_count(model.n_parameters())} parameters{began}")
+        learn = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        part = f", {show_count(learn)} of them learn" if learn < model.n_parameters() else ""
+        size = show_count(model.n_parameters())
+        console.say(f"training {run.name}: {size} parameters{part}{began}")
+        if isinstance(batches, Pairs) and batches.reader.n_cut:
+            console.warn(
+                f"{batches.reader.n_cut:,} pairs are longer than the context of "
+                f"{stored.model.context_length} tokens and lose their end"
+            )
     return trainer
 
 
 def validation(
-    run: Path, model: ModelConfig, dataset: Dataset, eval_tokens: int, machine: Machine
+    stored: RunConfig,
+    dataset: Dataset,
+    tokenizer: Tokenizer,
+    training: TrainingConfig,
+    machine: Machine,
 ) -> Evaluate | None:
     """The one evaluation function, bound to the val split; None where there is none."""
     store = dataset.splits.get("val")
     if store is None or not store.n_tokens:
         return None
-    tokenizer = Tokenizer.load(run / layout.TOKENIZER)
-    config = EvaluationConfig(max_tokens=eval_tokens)
-    scorer = SplitScorer(store, tokenizer, model.context_length, config)
+    config = EvaluationConfig(max_tokens=training.eval_tokens)
+    reader = stored.reader(dataset, "val", tokenizer) if dataset.sources else None
+    scorer = SplitScorer(store, tokenizer, stored.model, config, reader)
+    metric = training.best_by if training.best_by != "loss" else None
 
     def evaluate(model: Transformer, step: int) -> dict[str, float]:
         model.eval()
+        engine = Engine(model, tokenizer.eos_id, tokenizer.pad_id)
         with machine.autocast():
-            counts = scorer.score(Engine(model, tokenizer.eos_id, tokenizer.pad_id))
-        by_name = {s.name: s.value for s in perplexity.scores(counts, scorer.context_length, 0)}
-        return {"val_loss": by_name["loss"], "val_bits_per_byte": by_name["bits_per_byte"]}
+            counts = scorer.score(engine)
+            numbers = {s.name: s.value for s in perplexity.scores(counts, scorer.context_length, 0)}
+            found = {"val_loss": numbers["loss"], "val_bits_per_byte": numbers["bits_per_byte"]}
+            if metric is not None and reader is not None:
+                greedy = GenerationConfig(temperature=0, batch_size=64)
+                outputs = decode_pairs(engine, reader, tokenizer, greedy, training.eval_pairs)
+                found[f"val_{metric}"] = outputs.score(metric, ScoringConfig()).value
+        return found
 
     return evaluate

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from lmcli import console
 from lmcli.config.data import ReadConfig
@@ -24,6 +24,7 @@ TABLES: dict[str, dict[str, Any]] = {
     "csv": {},
     "tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE},
 }
+RECORDS = ("jsonl", *TABLES)
 LONGEST_FIELD = 2**26  # characters: a quote that is never closed must not eat the memory
 # The tokenizer library needs some 150 times the size of a piece while it works on it.
 PIECE_BYTES = 2**18
@@ -45,6 +46,7 @@ Line = tuple[int, int, bytes]  # number, byte offset, content
 class Piece:
     """Text of one document; most documents are one piece, huge files several."""
 
+    NOUN: ClassVar[str] = "document"
     text: str
     where: str
     starts_document: bool = True
@@ -87,69 +89,56 @@ class Reader:
             reason = f"{self.skipped} unreadable" if self.skipped else "empty"
             raise DataError(f"{names}: no text to read ({reason})")
 
+    def kind(self, path: Path) -> str:
+        """`--format`, or `jsonl`, `csv`, `tsv`, `code` or `text` by the suffix."""
+        return format_of(path) if self.config.format == "auto" else self.config.format
+
+    def units(self, path: Path, named: bool = True) -> Iterator[tuple[int, int, Any]]:
+        """(number, byte offset, content) of the rows of a table, or else of every line."""
+        lines, kind = self.lines(path), self.kind(path)
+        if kind in TABLES:
+            return self._rows(name_of(path), lines, TABLES[kind], named)
+        return lines
+
     def _file(self, path: Path) -> Iterator[Piece]:
         """A file's documents: records, rows, lines, blocks or the whole; blank ones are none."""
-        name, kind = name_of(path), self.config.format
-        kind = format_of(path) if kind == "auto" else kind
-        is_record = kind == "jsonl" or kind in TABLES
+        name, is_record = name_of(path), self.kind(path) in RECORDS
         if not is_record and self.config.document == "file":
             yield from self._whole(path)
             return
-        units: Iterable[tuple[int, int, Any]] = self._lines(path)
+        units = self.units(path)
         if blocks := not is_record and self.config.document == "block":
             units = _blocks(units)
-        if kind in TABLES:
-            units = self._rows(name, units, TABLES[kind])
         for number, offset, data in units:
             if isinstance(data, bytes) and not data.strip():
                 continue
             where = f"{name}:{number}"
             try:
                 if is_record:
-                    text = self._text_of(data, where)
+                    key = self.config.text_key
+                    text = field_of(record_of(data, where), key, "--text-key", where)
                 elif blocks:
                     text = decode(data, name, offset)
                 else:
                     text = decode(data.removesuffix(b"\n"), where)
                 parts = cut(text, where)
             except DataError as error:
-                self._skip(error)
+                self.skip(error)
                 continue
             for i, part in enumerate(parts, 1):
                 yield Piece(part, where, i == 1, i == len(parts))
 
-    def _skip(self, error: DataError) -> None:
+    def skip(self, error: DataError) -> None:
         """Counts a document that cannot be read, or passes its error on."""
         if self.config.on_error != "skip":
             raise DataError(f"{error}; mend it or use --on-error skip")
         self.skipped += 1
 
-    def _text_of(self, record: Any, where: str) -> str:
-        """The text field of a table's row, or of a line of JSON."""
-        if isinstance(record, bytes):
-            try:
-                record = json.loads(decode(record, where))
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"{where}: not valid JSON ({error})") from None
-        key = self.config.text_key
-        if not isinstance(record, dict):
-            raise DataError(f"{where}: not a JSON object but {type(record).__name__}")
-        if key not in record:
-            keys = ", ".join(map(str, list(record)[:6])) or "none"
-            raise DataError(f"{where}: no field {key!r} (--text-key); it has {keys}")
-        text = record[key]
-        if not isinstance(text, str):
-            raise DataError(f"{where}: field {key!r} is not text but {type(text).__name__}")
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise DataError(f"{where}: field {key!r} holds half a surrogate pair") from None
-        return text
-
     def _rows(
-        self, name: str, lines: Iterable[Line], dialect: dict[str, Any]
+        self, name: str, lines: Iterable[Line], dialect: dict[str, Any], named: bool
     ) -> Iterator[tuple[int, int, dict[str, str]]]:
-        """The rows of a table under the names in its header; quoted line ends are kept."""
+        """The rows of a table under the names in its header, or under the numbers of its columns;
+        quoted line ends are kept."""
         csv.field_size_limit(LONGEST_FIELD)
         place, header = 0, list[str]()
 
@@ -164,19 +153,22 @@ class Reader:
             try:
                 row = next(rows, None)
             except (csv.Error, UnicodeDecodeError) as error:
-                self._skip(DataError(f"{name}:{first}: not a valid row ({error})"))
+                self.skip(DataError(f"{name}:{first}: not a valid row ({error})"))
                 continue
             if row is None:
                 return
-            if not header:
+            if not header and named:
                 header = row
-            elif len(row) == len(header):
+                continue
+            header = header or [str(i + 1) for i in range(len(row))]
+            if row and len(row) == len(header):
                 yield first, 0, dict(zip(header, row, strict=True))
             elif row:
                 where = f"{name}:{first}: {len(row)} fields"
-                self._skip(DataError(f"{where} under {len(header)} column names"))
+                self.skip(DataError(f"{where} under {len(header)} column names"))
 
-    def _lines(self, path: Path) -> Iterator[Line]:
+    def lines(self, path: Path) -> Iterator[Line]:
+        """Every line of a file, its end included."""
         number = 0
         try:
             with opened(path, self.config, lambda: f"line {number}") as (file, offset):
@@ -184,7 +176,7 @@ class Reader:
                     yield number, offset, line
                     offset += len(line)
         except DataError as error:
-            self._skip(error)
+            self.skip(error)
 
     def _whole(self, path: Path) -> Iterator[Piece]:
         """The file as one document; a huge one is validated first when bad files are skipped."""
@@ -194,7 +186,7 @@ class Reader:
                     pass
             yield from self._chunks(path)
         except DataError as error:
-            self._skip(error)
+            self.skip(error)
 
     def _chunks(self, path: Path) -> Iterator[Piece]:
         held, size, searched, name, first = bytearray(), 0, 1, name_of(path), True
@@ -217,6 +209,34 @@ class Reader:
                         offset, size, searched, first = offset + place, 0, 1, False
         if held:
             yield Piece(decode(held, name, offset), name, first)
+
+
+def record_of(data: Any, where: str) -> dict[str, Any]:
+    """A row of a table as it is, or a line of JSON as the object it spells."""
+    record = data
+    if isinstance(data, bytes):
+        try:
+            record = json.loads(decode(data, where))
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{where}: not valid JSON ({error})") from None
+    if not isinstance(record, dict):
+        raise DataError(f"{where}: not a JSON object but {type(record).__name__}")
+    return record
+
+
+def field_of(record: dict[str, Any], key: str, flag: str, where: str) -> str:
+    """The text in a record's field, which `flag` named."""
+    if key not in record:
+        keys = ", ".join(map(str, list(record)[:6])) or "none"
+        raise DataError(f"{where}: no field {key!r} ({flag}); it has {keys}")
+    text = record[key]
+    if not isinstance(text, str):
+        raise DataError(f"{where}: field {key!r} is not text but {type(text).__name__}")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{where}: field {key!r} holds half a surrogate pair") from None
+    return text
 
 
 def _blocks(lines: Iterable[Line]) -> Iterator[Line]:

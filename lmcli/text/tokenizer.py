@@ -5,6 +5,7 @@ something, which `lmcli.text.compression` measures. Text that spells a special t
 text; only lmcli itself writes special ids.
 """
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -98,6 +99,22 @@ class Tokenizer:
             and BYTE_OF.keys() <= self._inner.get_vocab().keys()
             and self._inner.normalizer is None
             and self.decode_bytes(self.encode(text)) == text.encode()
+        )
+
+    @cached_property
+    def special(self) -> dict[str, int]:
+        """Ids that text never becomes, by spelling; those with a role also as `<role>`."""
+        added = self._inner.get_added_tokens_decoder().items()
+        ids = {token.content: i for i, token in added if token.special}
+        return ids | {f"<{role}>": ids[token] for role, token in self.roles.items() if token in ids}
+
+    def spell(self, ids: Iterable[int]) -> bytes:
+        """`decode_bytes`, with special tokens as they are spelled."""
+        known = set(self.special.values())
+        runs = itertools.groupby(ids, key=known.__contains__)
+        return b"".join(
+            "".join(map(self.token, run)).encode() if is_special else self.decode_bytes(run)
+            for is_special, run in runs
         )
 
     def encode(self, text: str) -> list[int]:

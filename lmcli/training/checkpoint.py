@@ -137,7 +137,7 @@ def newest(run: Path, at_most: int | None = None) -> tuple[Path, State] | None:
 
 def choose(run: Path, which: str) -> tuple[Path, State]:
     """The checkpoint to use for `last`, `best` or a step number, and never another one: a
-    damaged one is a DataError that says what else there is."""
+    damaged one is a DataError that says what else there is. `mean` begins with the last."""
     steps = list_steps(run)
     if not steps:
         raise DataError(f"{run}: no checkpoint yet; train it first")
@@ -147,7 +147,7 @@ def choose(run: Path, which: str) -> tuple[Path, State]:
         if which == "best":
             best = read_state(run, layout.checkpoint(run, step)).best
             step = best["step"] if best else step
-        elif which != "last":
+        elif which not in ("last", "mean"):
             step = int(which)
         folder = layout.checkpoint(run, step)
         if folder.is_dir():
@@ -185,10 +185,13 @@ def check_shapes(folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
             )
 
 
-def load_weights(model: nn.Module, folder: Path) -> None:
-    """Copies a checkpoint's weights into `model`; names and shapes must match exactly."""
+def load_weights(
+    model: nn.Module, folder: Path, tensors: Mapping[str, Tensor] | None = None
+) -> None:
+    """Copies a checkpoint's weights, or `tensors` made of them, into `model`; names and shapes
+    must match exactly."""
     path = folder / layout.MODEL
-    tensors = load_tensors(path)
+    tensors = load_tensors(path) if tensors is None else tensors
     try:
         model.load_state_dict(tensors, strict=True)
     except RuntimeError as error:

@@ -10,10 +10,13 @@ def lr_factor(config: TrainingConfig, step: int) -> float:
 
     Linear warm-up, then the schedule's shape down to `final_lr_fraction` at the last step.
     wsd (warm-up, stable, decay) is constant until its last `decay_fraction` of the steps, then
-    linear (Hu et al. 2024, MiniCPM, section 4).
+    linear (Hu et al. 2024, MiniCPM, section 4). inverse-sqrt falls as 1/sqrt(step) (Vaswani et al.
+    2017, section 5.3).
     """
     if step <= config.warmup_steps:
         return step / config.warmup_steps
+    if config.schedule == "inverse-sqrt":
+        return math.sqrt(max(1, config.warmup_steps) / step)
     low, high = config.warmup_steps, config.steps
     if config.schedule == "wsd":
         low = max(low, high - round(config.decay_fraction * high))

@@ -21,7 +21,7 @@ from lmcli import console
 from lmcli.artifacts import files, inventory, layout, manifest
 from lmcli.config.training import TrainingConfig
 from lmcli.config.units import show_count
-from lmcli.dataset.batches import Batch, Windows
+from lmcli.dataset.batches import Batch, Batches
 from lmcli.errors import (
     DataError,
     DivergedError,
@@ -58,7 +58,7 @@ class Trainer:
         run: Path,
         model: Transformer,
         optimizer: Optimizer,
-        batches: Windows,
+        batches: Batches,
         config: TrainingConfig,
         machine: Machine,
         evaluate: Evaluate | None,
@@ -176,6 +176,8 @@ class Trainer:
                     last or (config.eval_every and step % config.eval_every == 0)
                 ):
                     due = self._validate(step, progress) or due
+                    until = min(until, self.config.steps)
+                    due = due or step == until
                 stop.margin = max(stop.margin, 2 * (time.monotonic() - began))
                 if due:
                     self._save()
@@ -231,10 +233,10 @@ class Trainer:
 
     def _gradients(self, step: int) -> tuple[float, float, int]:
         """`gradients`, in smaller parts where memory runs out; the sums stay the same."""
+        index = self.batch_index(step)
         while True:
             config = self.config_at(step)
             try:
-                index = self.batch_index(step)
                 return gradients(self.model, self.batches, config, self.machine, step, index)
             except (MemoryError, RuntimeError) as error:
                 if not out_of_memory(error):
@@ -243,8 +245,8 @@ class Trainer:
             self.optimizer.zero_grad()
             if self.machine.device == "cuda":
                 torch.cuda.empty_cache()
-            micro, size = config.micro_batch_size or config.batch_size, config.batch_size
-            smaller = max((n for n in range(1, micro // 2 + 1) if size % n == 0), default=0)
+            micro = config.micro_batch_size or self.batches.rows(index, config.batch_size)
+            smaller = micro // 2
             if not smaller:
                 raise OutOfMemoryError(
                     f"step {step}: out of memory with one sequence at a time; use a smaller model "
@@ -262,11 +264,15 @@ class Trainer:
         numbers = self.evaluate(self.model, step)
         self.metrics.append({"step": step, **numbers})
         self._log_time(step, 0.0, **numbers)
-        best = self.state.best
-        if best is None or numbers["val_loss"] < best["val_loss"]:
-            self.state = dataclasses.replace(
-                self.state, best={"step": step, "val_loss": numbers["val_loss"]}
-            )
+        config, best = self.config_at(step), self.state.best
+        key = f"val_{config.best_by}"
+        sign = -1 if config.best_by == "loss" else 1
+        if best is None or sign * numbers[key] > sign * best.get(key, -sign * math.inf):
+            self.state = dataclasses.replace(self.state, best={"step": step, key: numbers[key]})
+        elif config.patience and step - best["step"] >= config.patience * config.eval_every > 0:
+            if self.config.steps > step:
+                self.decide({"step": step, "change": {"steps": step}})
+            progress.say(f"step {step}: no better for {config.patience} validations; stopped")
         shown = "  ".join(f"{k} {v:.4f}" for k, v in numbers.items())
         progress.say(f"step {step}  {shown}")
         return self.state.best is not best
@@ -307,7 +313,7 @@ def _seconds(run: Path, step: int) -> float:
 
 def gradients(
     model: Transformer,
-    batches: Windows,
+    batches: Batches,
     config: TrainingConfig,
     machine: Machine,
     step: int,
@@ -318,10 +324,7 @@ def gradients(
     The loss is summed over all micro-batches and divided once by the step's valid tokens, so
     accumulation changes nothing but memory.
     """
-    n_micro = config.batch_size // (config.micro_batch_size or config.batch_size)
-    parts = [
-        batches.batch(index, config.batch_size, micro=m, n_micro=n_micro) for m in range(n_micro)
-    ]
+    parts = batches.parts(index, config.batch_size, config.micro_batch_size)
     tokens = sum(int(batch.loss_mask.sum()) for batch in parts)
     model.train()
     nats = 0.0
@@ -330,7 +333,7 @@ def gradients(
         seeded = torch.default_generator if machine.device == "cpu" else torch
         seeded.manual_seed(mix(config.seed, step, micro) >> 1)
         with machine.autocast():
-            nll = forward_nll(model, batch, machine.device)
+            nll = forward_nll(model, batch, machine.device, config.label_smoothing)
         torch.autograd.backward(nll / tokens)
         nats += nll.item()
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -366,13 +369,15 @@ def write_status(
     files.write_sealed(run / layout.STATUS, value)
 
 
-def forward_nll(model: Transformer, batch: Batch, device: str) -> torch.Tensor:
+def forward_nll(
+    model: Transformer, batch: Batch, device: str, label_smoothing: float = 0.0
+) -> torch.Tensor:
     """Summed nats of a batch's valid targets."""
 
     fields = {
         name: torch.from_numpy(array).to(device)
         for name, array in vars(batch).items()
-        if array is not None
+        if array is not None and not (name.endswith("_mask") and array.all())
     }
-    targets, loss_mask = fields.pop("targets"), fields.pop("loss_mask")
-    return summed_nll(model, model(**fields), targets, loss_mask)
+    targets, loss_mask = fields.pop("targets"), fields.pop("loss_mask", None)
+    return summed_nll(model, model(**fields), targets, loss_mask, label_smoothing)

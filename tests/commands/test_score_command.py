@@ -131,6 +131,113 @@ def test_warnings_of_a_bleu_that_means_nothing(cli, files):
     assert cli("score", "tok.txt", "--ref", "tok.txt", "-m", "chrf").err == ""
 
 
+PROBLEMS = [
+    {
+        "prompt": "import math\n\ndef half(x):\n    return x / 2\n\ndef area(r):\n",
+        "test": "def check(candidate):\n    assert candidate(half(2)) == math.pi",
+        "entry_point": "area",
+    },
+    {"test": ["assert add(1, 2) == 3", "assert add(2, 2) == 4"]},
+]
+COMPLETIONS = [
+    "    return math.pi * r**2",
+    "    return math.pi if r is math else 0\n\ndef half(x):\n    return math",
+    "    return 3.14",
+    "def add(a, b): return a + b",
+    "def add(a, b): return 3",
+    "def add(a, b): while True: pass",
+]
+RUN = ["score", "c.jsonl", "--ref", "p.jsonl", "--allow-code-execution", "--timeout", "20s"]
+
+
+@pytest.fixture
+def programs(root):
+    for name, rows in (("p", PROBLEMS), ("c", [{"completion": text} for text in COMPLETIONS])):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (root.parent / f"{name}.jsonl").write_text(text)
+    return root.parent
+
+
+@pytest.fixture(params=["namespaces", "weak"])
+def sandbox(request):
+    """The flags of each sandbox that there is here."""
+    from lmcli.evaluation.sandbox import available
+
+    if request.param == "namespaces" and (why := available()):
+        pytest.skip(f"no namespaces here: {why}")
+    return ["--weak-sandbox"] if request.param == "weak" else []
+
+
+def test_pass_at_k_runs_programs(cli, programs, sandbox):
+    result = cli(*RUN, *sandbox, "-m", "pass@1", "-m", "pass@2", "--json", "--segments")
+    assert values(result) == pytest.approx({"pass@1": 100 / 3, "pass@2": 200 / 3})
+    assert "c.jsonl: 6 programs, 3 failed, 2 passed, 1 error\n" in result.err
+    assert ("own rights" in result.err) == bool(sandbox)
+    found = json.loads(result.out)
+    assert found["segments"]["pass@1"] == pytest.approx([100 / 3, 100 / 3])
+    reasons = [[verdict["reason"] for verdict in row] for row in found["verdicts"]]
+    assert reasons == [["passed", "failed", "failed"], ["passed", "failed", "error"]]
+    assert "SyntaxError" in found["verdicts"][1][2]["detail"]
+    kind = "weak" if sandbox else "namespaces"
+    recipe = f"k:2|n:3|timeout:20s|sandbox:{kind}|python:3."
+    assert found["scores"][1]["signature"].startswith(recipe)
+
+
+def test_pass_at_k_of_two_systems_and_of_one_file(cli, programs):
+    better = [COMPLETIONS[0], COMPLETIONS[3]]
+    rows = [problem | {"completion": text} for problem, text in zip(PROBLEMS, better, strict=True)]
+    (programs / "both.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    args = ["--allow-code-execution", "--weak-sandbox", "-m", "pass@1", "--json"]
+    alone = cli("score", "both.jsonl", *args)
+    assert values(alone) == {"pass@1": 100}
+    result = cli("score", "both.jsonl", "--ref", "p.jsonl", "--baseline", "c.jsonl", *args)
+    [score] = json.loads(result.out)["scores"]
+    assert score["value"] == 100 and score["baseline"] == pytest.approx(100 / 3)
+
+
+def test_pass_at_k_of_the_published_sample(cli, root, test_data):
+    folder = test_data / "humaneval"
+    args = [folder / "example_samples.jsonl", "--ref", folder / "example_problem.jsonl"]
+    args += ["--allow-code-execution", "--weak-sandbox", "--timeout", "3s", "-m", "pass@1"]
+    assert values(cli("score", *args, "--json")) == {"pass@1": pytest.approx(50)}
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "says"),
+    [
+        (["c.jsonl", "--ref", "p.jsonl"], 77, "allow it by --allow-code-execution"),
+        ([*RUN[1:], "-m", "pass@4"], 2, "pass@4 takes 4 completions of each problem; there are 3"),
+        ([*RUN[1:], "-m", "bleu"], 2, "pass@k runs programs; score texts in a command of their"),
+        ([*RUN[1:], "-m", "pass@k"], 2, "no metric 'pass@k'"),
+        ([*RUN[1:], "-m", "pass@0"], 2, "did you mean 'pass@1'?"),
+        ([*RUN[1:], "--timeout", "5"], 2, "'5' is not a duration"),
+        ([*RUN[1:], "--timeout", "0s"], 2, "--timeout must be above 0s"),
+        ([*RUN[1:], "--ref", "p.jsonl"], 2, "pass@k takes one --ref"),
+        (["4.jsonl", *RUN[2:], "--ref-key", "test"], 65, "2 problems, 3 in 4.jsonl"),
+        (["c.jsonl", "--ref", "text", *RUN[4:]], 65, "problems are JSONL with fields prompt"),
+        (["c.jsonl", "--ref", "no.jsonl", *RUN[4:]], 65, "no.jsonl:1: field 'test' does not comp"),
+        (["c.jsonl", "--ref", "odd.jsonl", *RUN[4:]], 65, "odd.jsonl:1: fields 'prompt' and 'en"),
+    ],
+)
+def test_a_mistake_about_programs_is_one_sentence(cli, programs, args, code, says):
+    three = (programs / "c.jsonl").read_text().splitlines(keepends=True)[:3]
+    (programs / "4.jsonl").write_text("".join(three))
+    (programs / "text").write_text("one\n")
+    (programs / "no.jsonl").write_text('{"test": "assert ("}\n')
+    (programs / "odd.jsonl").write_text('{"test": "", "prompt": 1}\n')
+    result = cli("score", *args, "-m", "pass@1")
+    assert (result.code, result.out) == (code, "") and says in result.err, result
+    assert result.err.startswith("lmcli: ") and result.err.count("\n") == 1
+
+
+def test_pass_at_k_is_refused_where_there_are_no_namespaces(cli, programs, monkeypatch):
+    from lmcli.evaluation import sandbox
+
+    monkeypatch.setattr(sandbox, "available", lambda: "they are forbidden")
+    result = cli(*RUN, "-m", "pass@1")
+    assert (result.code, result.out) == (77, "") and "--weak-sandbox" in result.err
+
+
 @pytest.mark.parametrize(
     ("args", "code", "says"),
     [

@@ -23,6 +23,8 @@ from lmcli.text.tokenizer import Tokenizer
 SCENARIOS = {
     "tokenizer": ["tokenizer", "train", "{text}", "--name", "tok", "--vocab-size", "300"],
     "data": ["data", "build", "{text}", "--tokenizer", "tok", "--name", "corpus"],
+    "pairs": ["data", "build", "--source", "{text}", "--target", "{text}", "--tokenizer", "tok"]
+    + ["--name", "pairs"],
     "train": [
         *("train", "--data", "corpus", "--name", "base", *SHAPE, "--steps", "4"),
         *("--micro-batch-size", "2", "--save-every", "2", "--eval-every", "3", "--log-every", "1"),

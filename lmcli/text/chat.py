@@ -1,0 +1,82 @@
+"""A chat as one text: what a template writes around each turn, as text and special tokens."""
+
+import json
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lmcli.errors import DataError, MissingInputError, UsageError
+from lmcli.text.readers import field_of
+
+Side = list[str | int]  # runs of text, and ids of special tokens
+
+DEFAULT = {"system": "{content}<sep>", "user": "{content}<sep>", "assistant": "{content}<eos>"}
+
+
+def read_template(path: Path) -> dict[str, str]:
+    """Role -> text with {content}, from JSON or TOML; UsageError or MissingInputError."""
+    parse = tomllib.loads if path.suffix == ".toml" else json.loads
+    try:
+        template = parse(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise MissingInputError(f"--chat-template {path}: no such file") from None
+    except OSError as error:
+        raise UsageError(f"--chat-template {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"--chat-template {path}: not valid JSON or TOML ({error})") from None
+    if (
+        not isinstance(template, dict)
+        or "assistant" not in template
+        or not all(isinstance(t, str) and t.count("{content}") == 1 for t in template.values())
+    ):
+        raise UsageError(
+            f"--chat-template {path}: it names roles, assistant among them, and for each a text "
+            "that holds {content} once"
+        )
+    return template
+
+
+class Chat:
+    """A template for a tokenizer with these special tokens.
+
+    Those that the template spells become ids; those that a turn's content spells stay text.
+    """
+
+    def __init__(self, template: Mapping[str, str], special: Mapping[str, int]) -> None:
+        names = sorted(special, key=len, reverse=True)
+        pattern = f"({'|'.join(map(re.escape, names))})"
+
+        def literal(text: str) -> Side:
+            return [special.get(run, run) for run in re.split(pattern, text) if run]
+
+        turns = {role: text.partition("{content}") for role, text in template.items()}
+        self._turns = {role: (literal(a), literal(b)) for role, (a, _, b) in turns.items()}
+
+    def turn(self, role: str, content: str) -> tuple[Side, Side]:
+        """What stands before a turn's content, and the content with what follows it."""
+        if role not in self._turns:
+            raise DataError(f"no role {role!r} in the chat template, only {', '.join(self._turns)}")
+        head, tail = self._turns[role]
+        return head, [content, *tail]
+
+    def replies(self, messages: Any, where: str) -> Iterator[tuple[Side, Side]]:
+        """(everything before it, the reply) for each turn of the assistant.
+
+        Without a word on one of the sides both are empty.
+        """
+        if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
+            raise DataError(f"{where}: messages is not a list of objects with role and content")
+        before: Side = []
+        said = False
+        for message in messages:
+            role, content = (field_of(message, k, "messages", where) for k in ("role", "content"))
+            try:
+                head, tail = self.turn(role, content)
+            except DataError as error:
+                raise DataError(f"{where}: {error}") from None
+            before = before + head
+            if role == "assistant":
+                yield (before, tail) if said and content.strip() else ([], [])
+            before, said = before + tail, said or bool(content.strip())

@@ -1,0 +1,146 @@
+"""Pairs of a source and a target: two files of parallel lines, or records of tables and JSONL.
+
+A chat gives a pair for each turn of the assistant: everything before it, and the reply.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from lmcli.config.data import PairConfig
+from lmcli.errors import DataError
+from lmcli.text.chat import Chat, Side
+from lmcli.text.readers import RECORDS, Line, Piece, Reader, cut, decode, field_of, record_of
+from lmcli.text.sources import name_of
+
+FLAGS = ("--source-key", "--target-key")
+
+
+def text_of(side: Side) -> str:
+    """The text of a side, without its special tokens."""
+    return "".join(run for run in side if isinstance(run, str))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair(Piece):
+    """`text` is what the split goes by: the source, or in a chat that of its first reply.
+
+    The runs of text in a side are short enough for the tokenizer.
+    """
+
+    NOUN: ClassVar[str] = "source"
+    source: Side
+    target: Side
+
+    @property
+    def size(self) -> int:
+        return len((text_of(self.source) + text_of(self.target)).encode())
+
+
+class PairReader:
+    """The pairs of a split; `empty` counts those with a blank side, which are dropped, and `chats`
+    says whether any came out of a chat.
+
+    `readers` are those of the sources and of the targets, or one of records.
+    """
+
+    def __init__(self, readers: Sequence[Reader], config: PairConfig, chat: Chat) -> None:
+        self.readers, self.config, self._chat = readers, config, chat
+        self.empty, self.chats = 0, False
+
+    def pairs(self) -> Iterator[Pair]:
+        """Every pair with text on both sides, in order."""
+        read = self._parallel if len(self.readers) == 2 else self._records
+        for pair in read(*self.readers):
+            if text_of(pair.source).strip() and text_of(pair.target).strip():
+                yield pair
+            else:
+                self.empty += 1
+
+    def _parallel(self, source: Reader, target: Reader) -> Iterator[Pair]:
+        for path in itertools.chain(source.paths, target.paths):
+            if source.kind(path) in RECORDS:
+                raise DataError(
+                    f"{name_of(path)}: records, not lines; name it without --source or --target "
+                    "and its fields by --source-key and --target-key, or say --format text"
+                )
+        if len(source.paths) != len(target.paths):
+            raise DataError(
+                f"{len(source.paths)} files of sources but {len(target.paths)} of targets; each "
+                "file of one goes with a file of the other"
+            )
+        for paths in zip(source.paths, target.paths, strict=True):
+            names = [name_of(path) for path in paths]
+            counts = [0, 0]
+            for lines in itertools.zip_longest(source.lines(paths[0]), target.lines(paths[1])):
+                counts = [n + (line is not None) for n, line in zip(counts, lines, strict=True)]
+                if None in lines:  # read on, to say how many there are
+                    continue
+                try:
+                    texts = [_text(*both) for both in zip(lines, names, strict=True)]
+                    pair = _pair([texts[0]], [texts[1]], f"{names[0]}:{counts[0]}")
+                except DataError as error:
+                    source.skip(error)
+                    continue
+                yield pair
+            if counts[0] != counts[1]:
+                raise DataError(
+                    f"{names[0]} has {counts[0]:,} lines but {names[1]} has {counts[1]:,}; line n "
+                    "of one has to belong to line n of the other"
+                )
+
+    def _records(self, reader: Reader) -> Iterator[Pair]:
+        for path in reader.paths:
+            name = name_of(path)
+            if reader.kind(path) not in RECORDS:
+                raise DataError(
+                    f"{name}: pairs are read from JSONL, CSV or TSV (see --format), or from "
+                    "parallel lines by --source and --target"
+                )
+            for number, _, data in reader.units(path, named=not self.config.by_number):
+                if isinstance(data, bytes) and not data.strip():
+                    continue
+                where = f"{name}:{number}"
+                try:
+                    found = list(self._of(record_of(data, where), where))
+                except DataError as error:
+                    reader.skip(error)
+                    continue
+                yield from found
+
+    def _of(self, record: dict[str, Any], where: str) -> Iterator[Pair]:
+        """The pairs of a record; those of a chat all go by the first of them."""
+        keys = self.config.keys
+        if not keys and "messages" in record:
+            opening, self.chats = "", True
+            for source, target in self._chat.replies(record["messages"], where):
+                opening = opening or text_of(source)
+                yield _pair(source, target, where, opening)
+            return
+        if not keys and not {"prompt", "completion"} <= record.keys():
+            there = ", ".join(map(str, list(record)[:6])) or "none"
+            raise DataError(
+                f"{where}: neither prompt and completion nor messages among its fields; name two "
+                f"by {' and '.join(FLAGS)}; it has {there}"
+            )
+        texts = [
+            "\n".join(field_of(record, name, flag, where) for name in names)
+            for names, flag in zip(keys or (["prompt"], ["completion"]), FLAGS, strict=True)
+        ]
+        yield _pair([texts[0]], [texts[1]], where)
+
+
+def _text(line: Line, name: str) -> str:
+    return decode(line[2].removesuffix(b"\n"), f"{name}:{line[0]}")
+
+
+def _pair(source: Side, target: Side, where: str, text: str = "") -> Pair:
+    sides = []
+    for side in (source, target):
+        runs: Side = []
+        for is_text, group in itertools.groupby(side, lambda run: isinstance(run, str)):
+            run = list(group)
+            runs += cut("".join(map(str, run)), where) if is_text else run
+        sides.append(runs)
+    return Pair(text or text_of(source), where, source=sides[0], target=sides[1])

@@ -1,0 +1,82 @@
+"""Pairs as a model reads them: a template around source and target, and what a task implies."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lmcli.errors import UsageError
+from lmcli.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Task:
+    """`template` is for tokenizers without `<sep>`; `metric` is how its outputs are judged."""
+
+    template: str
+    metric: str
+
+
+TASKS = {  # of config.tuning.TASKS
+    "translation": Task("{source} =", "bleu"),
+    "summarization": Task("{source}\nTL;DR:", "rougeL"),
+    "qa": Task("{source}\nAnswer:", "squad_f1"),
+    "code": Task("{source}\n", "chrf"),
+    "chat": Task("{source}\n", "chrf"),
+}
+
+
+@dataclass(frozen=True)
+class Template:
+    """Ids before and after a source; what comes after that is the target.
+
+    Decoder: `before` source `after` target <eos>, the loss on target and `<eos>`. Encoder-decoder:
+    the encoder reads `before` source `after` <eos>, the decoder learns target <eos>.
+    """
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+    @classmethod
+    def parse(cls, text: str, tokenizer: Tokenizer) -> "Template":
+        """Of a text with `{source}` in it, in which `<sep>` and its like are special tokens.
+
+        `{target}` may stand at the end. Raises UsageError for anything else.
+        """
+        head, found, tail = text.removesuffix("\n").removesuffix("{target}").partition("{source}")
+        if not found or "{source}" in tail or "{target}" in head + tail:
+            raise UsageError(
+                f"the template {text!r} must have {{source}} once, and {{target}} only at its end"
+            )
+        return cls(encode(head, tokenizer), encode(tail, tokenizer))
+
+    def prompt(self, source: Sequence[int]) -> list[int]:
+        """What a model reads before it writes; without the `<eos>` around it."""
+        return [*self.before, *source, *self.after]
+
+
+def template(
+    arch: str, task: str | None, tokenizer: Tokenizer, chat: Mapping[str, str] | None = None
+) -> str:
+    """The template where none is given: what stands around a user's turn of a conversation, `<sep>`
+    between the two, or the task's own words."""
+    if chat:
+        after = chat["assistant"].partition("{content}")[0]
+        return chat.get("user", "{content}").replace("{content}", "{source}") + after
+    if arch == "encoder-decoder":
+        return "{source}"
+    if tokenizer.sep_id is not None:
+        return "{source}<sep>"
+    return TASKS[task].template if task else "{source}\n"
+
+
+def encode(text: str, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The ids of a template's text, in which <sep>, <eos> and <bos> are the special tokens."""
+    ids: list[int] = []
+    for part in re.split("(<sep>|<eos>|<bos>)", text):
+        if part in tokenizer.special:
+            ids.append(tokenizer.special[part])
+        elif part in ("<sep>", "<eos>", "<bos>"):
+            raise UsageError(f"the template has {part}, but the tokenizer has no such token")
+        else:
+            ids += tokenizer.encode(part)
+    return tuple(ids)

@@ -1,0 +1,210 @@
+"""lmcli train and finetune on pairs: both families, templates, LoRA, freezing, early stopping."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from lmcli.artifacts import files, layout
+from lmcli.training.checkpoint import load_tensors
+
+SHAPE = [
+    *("--n-layers", "1", "--d-model", "32", "--n-heads", "2", "--context-length", "48"),
+    *("--threads", "1", "--batch-tokens", "256", "--lr", "0.01", "--warmup-steps", "5"),
+]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A root with tokenizer `tok`, dataset `pairs` (reverse the letters), runs `both`, `one`."""
+    import random
+
+    from lmcli.cli import main
+
+    folder = tmp_path_factory.mktemp("pairs")
+    rng = random.Random(0)
+    words = ["".join(rng.choice("abcd") for _ in range(rng.randint(2, 6))) for _ in range(600)]
+    words = list(dict.fromkeys(words))
+    (folder / "s").write_text("".join(f"{w}\n" for w in words))
+    (folder / "t").write_text("".join(f"{w[::-1]}\n" for w in words))
+    root = folder / "artifacts"
+    lines = [
+        ["tokenizer", "train", folder / "s", "--name", "tok", "--algorithm", "byte"],
+        [
+            *("data", "build", "--source", folder / "s", "--target", folder / "t"),
+            *("--tokenizer", "tok", "--name", "pairs"),
+        ],
+        ["data", "build", folder / "s", "--tokenizer", "tok", "--name", "text"],
+        [*("train", "--data", "pairs", "--name", "one", *SHAPE, "--steps", "30")],
+        [
+            *("train", "--data", "pairs", "--name", "both", "--arch", "encoder-decoder"),
+            *(*SHAPE, "--steps", "40", "--eval-every", "20", "--save-every", "10"),
+        ],
+    ]
+    for line in lines:
+        assert main([*map(str, line), "--artifacts", str(root)]) == 0, line
+    return root
+
+
+@pytest.fixture
+def root(made, tmp_path, monkeypatch):
+    shutil.copytree(made, tmp_path / "artifacts")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LMCLI_ARTIFACTS", str(tmp_path / "artifacts"))
+    return tmp_path / "artifacts"
+
+
+def loss(cli, run, *flags) -> float:
+    result = cli("eval", run, "--json", *flags)
+    assert result.code == 0, result.err
+    return next(s["value"] for s in json.loads(result.out)["scores"] if s["name"] == "loss")
+
+
+def weights(root, run, step):
+    return load_tensors(layout.checkpoint(root / "runs" / run, step) / layout.MODEL)
+
+
+@pytest.mark.parametrize("run", ["one", "both"])
+def test_both_families_learn_pairs_and_are_sampled_and_scored(cli, root, run):
+    assert loss(cli, run) < 2.2  # of 5.5 nats for 261 tokens
+    out = cli(
+        "sample",
+        run,
+        input="abcd\n\nddca\n",
+    )
+    assert out.code == 0 and out.out.count("\n") == 3 and out.out.splitlines()[1] == ""
+    scored = cli("eval", run, "--metric", "chrf", "--metric", "exact_match", "--json")
+    found = json.loads(scored.out)
+    assert {"chrF2", "exact_match"} <= {s["name"] for s in found["scores"]} | {"chrF2"}
+    assert found["settings"]["temperature"] == 0
+    assert len(list((root / "runs" / run / "evals").glob("*.json"))) == 2
+
+
+def test_pairs_are_resumed_with_the_same_bits(cli, root):
+    again = ["train", "--data", "pairs", "--name", "x", "--arch", "encoder-decoder", *SHAPE]
+    again += ["--steps", "40", "--eval-every", "20", "--save-every", "10", "--dropout", "0.1"]
+    assert cli(*again).code == 0
+    whole = weights(root, "x", 40)
+    for step in (30, 40):
+        files.remove(layout.checkpoint(root / "runs/x", step))
+    result = cli("train", "--name", "x")
+    assert result.code == 0
+    for name, value in weights(root, "x", 40).items():
+        assert torch.equal(value, whole[name]), name
+
+
+def test_lora_learns_little_resumes_and_merges_to_the_same_function(cli, root):
+    line = ["finetune", "--from", "both", "--data", "pairs", "--name", "l", "--lora-rank", "2"]
+    line += ["--steps", "12", "--save-every", "6", "--keep-last", "3", "--batch-tokens", "256"]
+    assert cli(*line).code == 0
+    base, first, last = weights(root, "both", 40), weights(root, "l", 0), weights(root, "l", 12)
+    for name, value in base.items():
+        assert torch.equal(value, first[name]) and torch.equal(value, last[name])
+    updates = {n for n in last if ".lora_" in n}
+    assert updates and all(not torch.equal(first[n], last[n]) for n in updates)
+    files.remove(layout.checkpoint(root / "runs/l", 12))
+    assert cli(*line).code == 0
+    for name, value in weights(root, "l", 12).items():
+        assert torch.equal(value, last[name]), name
+    assert cli("finetune", "--from", "l", "--name", "plain", "--merge").code == 0
+    assert not any(".lora_" in n for n in weights(root, "plain", 0))
+    assert loss(cli, "plain", "--data", "pairs") == pytest.approx(loss(cli, "l"), rel=1e-6)
+    assert cli("sample", "plain", "abcd", "--temperature", "0").out
+    assert cli("finetune", "--from", "l", "--name", "plain", "--merge").code == 0  # there already
+
+
+def test_frozen_weights_stay_and_nothing_left_to_learn_is_an_error(cli, root):
+    line = ["finetune", "--from", "one", "--data", "pairs", "--steps", "3"]
+    assert cli(*line, "--name", "f", "--freeze", "embed*, *.attn.*").code == 0
+    before, after = weights(root, "one", 30), weights(root, "f", 3)
+    for name in before:
+        kept = name.startswith("embed") or ".attn." in name
+        assert torch.equal(before[name], after[name]) == kept, name
+    result = cli(*line, "--name", "g", "--freeze", "*")
+    assert result.code == 2 and "leaves no weight to learn" in result.err
+    result = cli(*line, "--name", "g", "--freeze", "nose*")
+    assert result.code == 2 and "--freeze nose*: no weight has such a name" in result.err
+
+
+def test_early_stopping_is_a_decision_that_resuming_keeps(cli, root):
+    line = ["finetune", "--from", "both", "--data", "pairs", "--name", "e", "--lr", "1e-9"]
+    line += ["--steps", "200", "--eval-every", "2", "--patience", "3", "--best-by", "exact_match"]
+    line += ["--eval-pairs", "5"]
+    result = cli(*line)
+    assert result.code == 0 and "no better for 3 validations; stopped" in result.err
+    status = files.read_sealed(root / "runs/e" / layout.STATUS)
+    assert status["state"] == "finished" and status["step"] == status["steps"] < 200
+    assert cli("train", "--name", "e").code == 0
+    assert files.read_sealed(root / "runs/e" / layout.STATUS)["step"] == status["step"]
+
+
+def test_the_mean_of_the_last_checkpoints_is_used(cli, root):
+    line = ["finetune", "--from", "both", "--data", "pairs", "--name", "m", "--average-last", "3"]
+    assert cli(*line, "--steps", "12", "--save-every", "3", "--lr", "0.01").code == 0
+    kept = sorted(p.name for p in (root / "runs/m/checkpoints").glob("step-*"))
+    assert kept[-3:] == ["step-000006", "step-000009", "step-000012"]
+    from lmcli.runs.load import load
+
+    mean = load(root, "m").engine.model.state_dict()
+    for name, value in mean.items():
+        parts = [weights(root, "m", step)[name] for step in (6, 9, 12)]
+        torch.testing.assert_close(value, sum(parts) / 3)
+    last = load(root, "m", "last")
+    assert last.checkpoint_id != load(root, "m").checkpoint_id
+
+
+def test_a_template_is_kept_in_the_run_and_wraps_what_it_is_asked(cli, root, tmp_path):
+    (tmp_path / "t.txt").write_text("turn {source} into {target}")
+    line = ["finetune", "--from", "one", "--data", "pairs", "--name", "t", "--steps", "2"]
+    assert cli(*line, "--template", tmp_path / "t.txt").code == 0
+    config = json.loads((root / "runs/t/config.json").read_text())
+    assert config["tuning"]["template"] == "turn {source} into {target}"
+    from lmcli.runs.load import load
+
+    loaded = load(root, "t")
+    assert loaded.tokenizer.decode(loaded.encode("abc")) == "turn abc into "
+    (tmp_path / "bad.txt").write_text("no place")
+    result = cli(*line[:-3], "u", "--template", tmp_path / "bad.txt")
+    assert result.code == 2 and "must have {source} once" in result.err
+    result = cli(*line[:-3], "u", "--template", tmp_path / "none.txt")
+    assert result.code == 66 and "no such file" in result.err
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "says"),
+    [
+        (["train", "--data", "text", "--name", "x", "--task", "qa"], 2, "--task is for pairs"),
+        (["train", "--data", "text", "--name", "x", "--pack"], 2, "--pack is for pairs"),
+        (
+            ["train", "--data", "pairs", "--name", "x", "--pack", "--arch", "encoder-decoder"],
+            2,
+            "--pack is for decoder-only models",
+        ),
+        (
+            ["finetune", "--from", "one", "--data", "pairs", "--name", "x", "--lora-rank", "2"]
+            + ["--lora-targets", "nose"],
+            2,
+            "--lora-targets nose: the model has",
+        ),
+        (["finetune", "--data", "pairs", "--name", "x"], 2, "Missing option '--from'"),
+        (["finetune", "--from", "nobody", "--data", "pairs", "--name", "x"], 66, "nobody"),
+        (["eval", "one", "--data", "text", "--metric", "bleu"], 2, "--metric bleu is for pairs"),
+    ],
+)
+def test_mistakes_are_one_sentence(cli, root, line, code, says):
+    result = cli(*line)
+    assert result.code == code and says in result.err, result.err
+
+
+def test_an_encoder_decoder_learns_plain_text_as_a_prefix_model(cli, root):
+    line = ["train", "--data", "text", "--name", "p", "--arch", "encoder-decoder", "--steps", "30"]
+    assert cli(*line, *SHAPE[:8], "--batch-size", "8", "--lr", "0.01", "--threads", "1").code == 0
+    assert loss(cli, "p") < 4
+    assert cli("sample", "p", "ab").code == 0
+
+
+def test_packed_pairs_train_a_decoder(cli, root):
+    assert (
+        cli("train", "--data", "pairs", "--name", "k", *SHAPE, "--steps", "5", "--pack").code == 0
+    )
