@@ -144,7 +144,7 @@ def test_soak():
                     process.kill()
                 said = process.communicate(timeout=60)[1]
                 assert "Traceback" not in said, said
-                assert process.returncode in (0, 75, -9, -15, -2, -10, 128 + 15), said
+                assert process.returncode in (0, 75, 130, -9, -15, -2, -10, 128 + 15), said
             if fault == "bit":
                 damage(root / "runs/base", generator)
             if process.returncode == 0:
