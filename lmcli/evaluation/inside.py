@@ -306,12 +306,16 @@ def watch(limits: dict[str, Any], root: str) -> NoReturn:
     os._exit(code)
 
 
+def take(size: int) -> bytes:
+    """So many bytes of standard input, and not one more."""
+    found = b""
+    while len(found) < size:
+        found += os.read(0, size - len(found)) or os._exit(0)
+    return found
+
+
 def text() -> str:
-    """The next of standard input, after its length in 8 bytes, and not a byte more."""
-    found, left = b"", int.from_bytes(os.read(0, 8), "big")
-    while left > len(found):
-        found += os.read(0, left - len(found)) or os._exit(0)
-    return found.decode(errors="surrogatepass")
+    return take(int.from_bytes(take(8), "big")).decode(errors="surrogatepass")
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import sys
 import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ from itertools import repeat
 from lmcli import console
 from lmcli.config.scoring import ScoringConfig
 from lmcli.config.units import parse_duration
-from lmcli.errors import DataError, UsageError
+from lmcli.errors import DataError, RefusedError, UsageError
 from lmcli.evaluation.sandbox import Limits, Verdict, run
 from lmcli.text.segments import Source
 
@@ -23,6 +24,8 @@ def judge(
 
     A program is a prompt and a completion. They run in parallel on the cores there are.
     """
+    if sys.platform != "linux":
+        raise RefusedError("programs are run on Linux only, where there is a sandbox for them")
     n, rest = divmod(len(completions.rows), len(problems.rows))
     if rest:
         counts = f"{len(problems.rows)} problems, {len(completions.rows)} in {completions.name}"
