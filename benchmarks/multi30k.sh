@@ -58,7 +58,7 @@ for split in train val test_2016_flickr; do
     tokenize "$target" <"$data/$split.$target" >"$in/$split.$target"
 done
 lmcli tokenizer train "$in/train.en" "$in/train.$target" --name joint --vocab-size $vocab_size
-lmcli data build --tokenizer joint --name pairs \
+lmcli data build --tokenizer joint --name pairs --on-error skip \
     --source "$in/train.en" --target "$in/train.$target" \
     --val-source "$in/val.en" --val-target "$in/val.$target" \
     --test-source "$in/test_2016_flickr.en" --test-target "$in/test_2016_flickr.$target"
