@@ -48,7 +48,7 @@ def command(
     """
     options.read_template(given)
     if merge:
-        if data or given:
+        if data or given or dropout is not None or how["max_time"] or how["dry_run"]:
             raise UsageError("--merge trains nothing; leave out the other settings")
         from lmcli.runs.exchange import merge_run
 

@@ -104,3 +104,5 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if self.lr <= 0:
             raise UsageError(f"--lr must be above 0, not {self.lr:g}")
+        if self.patience and not self.eval_every:
+            raise UsageError("--patience counts validations; --eval-every 0 has only the last")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lmcli.config.fields import option
+from lmcli.config.fields import flag, option
 from lmcli.errors import UsageError
 
 TASKS = ("translation", "summarization", "qa", "code", "chat")
@@ -32,6 +32,10 @@ class AdapterConfig:
     def __post_init__(self) -> None:
         if self.lora_rank and self.freeze:
             raise UsageError("--freeze: with --lora-rank all but the updates is frozen already")
+        if not self.lora_rank:
+            for name in ("lora_alpha", "lora_targets"):
+                if getattr(self, name) != getattr(AdapterConfig, name):
+                    raise UsageError(f"{flag(name)} needs --lora-rank")
 
     @property
     def lora_scale(self) -> float:

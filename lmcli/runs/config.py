@@ -113,7 +113,8 @@ class RunConfig:
         folder, state = checkpoint.choose(run, "last" if which == "mean" else which)
         if which != "mean":
             return [folder], state, manifest.read(folder, "checkpoint").id
-        folders = [layout.checkpoint(run, step) for step in checkpoint.list_steps(run)[-n:]]
+        steps = [s for s in checkpoint.list_steps(run) if s] or [0]  # 0 is what it began with
+        folders = [layout.checkpoint(run, step) for step in steps[-n:]]
         for each in folders:
             checkpoint.read_state(run, each)
         ids = [manifest.read(each, "checkpoint").id for each in folders]
@@ -246,9 +247,10 @@ def _for_pairs(
     before: TuningConfig,
     chat: dict[str, str] | None,
 ) -> dict[str, Any]:
-    """Settings of a run on pairs: template and task are those of the run `before` it, if any."""
+    """Settings of a run on pairs: template and task are those of the run `before` it, if any,
+    but a chat has a template of its own."""
     task = given.get("task") or before.task
-    text = given.get("template") or before.template
+    text = given.get("template") or (None if chat else before.template)
     text = text or tasks.template(model.arch, task, tokenizer, chat)
     tasks.Template.parse(text, tokenizer)
     if given.get("pack") and model.arch != "decoder":

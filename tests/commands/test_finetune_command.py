@@ -154,6 +154,31 @@ def test_the_mean_of_the_last_checkpoints_is_used(cli, root):
     assert last.checkpoint_id != load(root, "m").checkpoint_id
 
 
+def test_what_a_run_began_with_is_no_part_of_the_mean(cli, root):
+    line = ["finetune", "--from", "one", "--data", "pairs", "--name", "m", "--average-last", "9"]
+    assert cli(*line, "--steps", "4", "--save-every", "2", "--lr", "0.01").code == 0
+    assert layout.checkpoint(root / "runs/m", 0).exists()
+    from lmcli.runs.load import load
+
+    for name, value in load(root, "m").engine.model.state_dict().items():
+        parts = [weights(root, "m", step)[name] for step in (2, 4)]
+        torch.testing.assert_close(value, sum(parts) / 2)
+
+
+def test_a_chat_is_asked_as_it_was_trained_whatever_the_run_before_read(cli, root, tmp_path):
+    turns = [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "ba"}]
+    (tmp_path / "c.jsonl").write_text(f"{json.dumps({'messages': turns})}\n")
+    (tmp_path / "t.txt").write_text("Q: {source} A:")
+    line = ["data", "build", tmp_path / "c.jsonl", "--pairs", "--tokenizer", "tok"]
+    line += ["--val-fraction", "0", "--test-fraction", "0"]
+    assert cli(*line, "--name", "chat").code == 0
+    line = ["finetune", "--from", "one", "--data", "pairs", "--name", "q", "--steps", "1"]
+    assert cli(*line, "--template", tmp_path / "t.txt").code == 0
+    assert cli("finetune", "--from", "q", "--data", "chat", "--name", "c", "--steps", "1").code == 0
+    config = json.loads((root / "runs/c/config.json").read_text())
+    assert config["tuning"]["template"] == "{source}<sep>"
+
+
 def test_a_template_is_kept_in_the_run_and_wraps_what_it_is_asked(cli, root, tmp_path):
     (tmp_path / "t.txt").write_text("turn {source} into {target}")
     line = ["finetune", "--from", "one", "--data", "pairs", "--name", "t", "--steps", "2"]
@@ -188,6 +213,17 @@ def test_a_template_is_kept_in_the_run_and_wraps_what_it_is_asked(cli, root, tmp
             "--lora-targets nose: the model has",
         ),
         (["finetune", "--data", "pairs", "--name", "x"], 2, "Missing option '--from'"),
+        (["finetune", "--from", "one", "--name", "x", "--merge", "--dry-run"], 2, "--merge trains"),
+        (
+            ["finetune", "--from", "one", "--data", "pairs", "--name", "x", "--lora-alpha", "4"],
+            2,
+            "--lora-alpha needs --lora-rank",
+        ),
+        (
+            ["train", "--data", "pairs", "--name", "x", "--patience", "2", "--eval-every", "0"],
+            2,
+            "--patience counts validations",
+        ),
         (["finetune", "--from", "nobody", "--data", "pairs", "--name", "x"], 66, "nobody"),
         (["eval", "one", "--data", "text", "--metric", "bleu"], 2, "--metric bleu is for pairs"),
     ],
