@@ -107,7 +107,7 @@ def _run(program: str, tests: str, limits: Limits, weak: bool) -> Verdict:
             poll.register(verdict)
             poll.register(process.stdout)
             while (left := began + limits.seconds - time.monotonic()) > 0:
-                ready = [handle for handle, _ in poll.poll(1000 * left)]
+                ready = [handle for handle, _ in poll.poll(min(1000 * left, 10**6))]
                 if process.stdout.fileno() in ready:
                     if not (data := os.read(process.stdout.fileno(), 2**16)):
                         poll.unregister(process.stdout)
