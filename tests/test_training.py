@@ -250,8 +250,14 @@ def test_muon_is_torchs_where_both_run_in_the_same_precision():
 def start(root: Path, name: str, *args: object) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "lmcli", "train", "--data", "corpus", "--name", name, *TINY]
     environment = {**os.environ, "LMCLI_ARTIFACTS": str(root)}
+    # A shell's background jobs, and what they start, ignore SIGINT.
+    heeds = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
     return subprocess.Popen(
-        [*command, *map(str, args)], env=environment, stderr=subprocess.PIPE, text=True
+        [*command, *map(str, args)],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heeds,
     )
 
 
