@@ -143,7 +143,9 @@ def spawn(
     *words: object, root: Path, prefix: Sequence[object] = (), **more: object
 ) -> subprocess.Popen[str]:
     """`lmcli WORDS` in a real process, the leader of its own group; a `prefix` may wrap it."""
-    line = [*prefix, sys.executable, "-m", "lmcli", *words, "--artifacts", root]
+    # Whoever runs the tests in the background may have them ignore signals.
+    heard = ["env", "--default-signal=INT,HUP,QUIT"]
+    line = [*heard, *prefix, sys.executable, "-m", "lmcli", *words, "--artifacts", root]
     options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     options |= {"env": {**os.environ, **ENVIRONMENT}, "text": True, "start_new_session": True}
     return subprocess.Popen([str(word) for word in line], **{**options, **more})

@@ -92,6 +92,8 @@ def _serve() -> None:
     from lmcli.artifacts import files
     from lmcli.cli import main
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     scratch = Path(f"/dev/shm/lmcli-forks-{os.getpid()}")
     for line in sys.stdin:
         request = json.loads(line)

@@ -5,14 +5,13 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from durable import SHAPE, corpus, digest, scratch, warm
-from forks import ENVIRONMENT, Forks
+from durable import SHAPE, corpus, digest, scratch, spawn, warm
+from forks import Forks
 
 from lmcli.artifacts import files, inventory, layout
 from lmcli.training import checkpoint
@@ -44,14 +43,7 @@ def copy_data(folder: Path, name: str) -> Path:
 
 
 def start(line: list[str], root: Path) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "lmcli", *line, "--artifacts", str(root)],
-        env={**os.environ, **ENVIRONMENT},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    return spawn(*line, root=root, stdout=subprocess.DEVNULL)
 
 
 def finish(line: list[str], root: Path, end: dict[str, str]) -> None:
