@@ -66,12 +66,12 @@ def new(root: Path, asked: Asked) -> Planned:
     """What `create` needs of a new run whose dataset holds at least one batch."""
     config, dataset, begin = plan(root, asked)
     config.batches(dataset, Tokenizer.load(dataset.path / layout.TOKENIZER))
-    with torch.device("meta"):
-        empty = config.build()
     parents = {"dataset": dataset.manifest.id, **dataset.manifest.parents}
     weights = None
     if begin is not None:
         source, folders = begin
+        with torch.device("meta"), Unset():
+            empty = config.build()
         parents["run"] = manifest.read(folders[-1], "checkpoint").parents["run"]
         weights = source.weights(folders) | lora.start(empty, config.training.seed)
     return config, (dataset.path / layout.TOKENIZER).read_bytes(), parents, weights

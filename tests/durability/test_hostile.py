@@ -114,8 +114,8 @@ CASES: list[tuple[Callable[[Path], object], int, str, list[list[str]]]] = [
         *(65, "events.jsonl:1: not what", [SHOW, ON, PROVE]),
     ),
     (
-        lambda r: log(r, layout.EVENTS, '{"step": 400, "change": {"micro_batch_size": 3}}'),
-        *(65, "events.jsonl, step 400: --batch-size", [ON, PROVE]),
+        lambda r: log(r, layout.EVENTS, '{"step": 400, "change": {"micro_batch_size": -3}}'),
+        *(65, "events.jsonl, step 400: --micro-batch-size", [ON, PROVE]),
     ),
     (lambda r: change(r / EVAL, lambda v: v.update(scores=[{}])), 65, "'scores.0.name'", [REPORT]),
     (lambda r: weights(r, b"\xff" * 99), 65, "not readable as safetensors", [REPORT, SAMPLE]),
