@@ -53,7 +53,7 @@ def prepare(data: Path, work: Path) -> int:
     for prefix, split in zip(("", "val-", "test-"), SPLITS, strict=True):
         flags += [f"--{prefix}source", files[f"{split}.en"]]
         flags += [f"--{prefix}target", files[f"{split}.de"]]
-    lmcli("data", "build", *flags, "--tokenizer", "joint", "--name", "pairs")
+    lmcli("data", "build", *flags, "--on-error", "skip", "--tokenizer", "joint", "--name", "pairs")
     for name, file in files.items():
         ids = lmcli("tokenizer", "encode", "joint", stdin=file.read_text("utf-8"))
         (work / name).write_text(ids)
