@@ -202,7 +202,7 @@ def main() -> None:
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--joeynmt-batch-tokens", type=int, help="if not the same number")
     parser.add_argument("--batch-size", type=int, default=128, help="sentences decoded together")
-    parser.add_argument("--joeynmt-batch-size", type=int, default=16, help="16: its fastest")
+    parser.add_argument("--joeynmt-batch-size", type=int, default=16, help="small ones suit it")
     parser.add_argument("--work", type=Path, default=Path("artifacts/joeynmt"))
     options = parser.parse_args()
     if "LMCLI_TEST_DATA" not in os.environ:
