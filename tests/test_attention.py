@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from lmcli.model.attention import RMSNorm, _RMSNorm
+from lmcli.model.kernels import RMSNorm, _RMSNorm
 
 
 def test_the_written_gradient_of_rmsnorm_is_the_true_one():

@@ -10,10 +10,11 @@ from lmcli.config.model import ModelConfig
 from lmcli.errors import UsageError
 from lmcli.inference.cache import Cache
 from lmcli.model import loss as loss_module
-from lmcli.model.attention import Attention, attention_weights, relative_bucket, rotate
+from lmcli.model.attention import Attention, attention_weights, relative_bucket, rotate, rotation
+from lmcli.model.kernels import Dropout
 from lmcli.model.loss import nll, summed_nll, token_nll
 from lmcli.model.presets import PRESETS, preset
-from lmcli.model.transformer import Dropout, Transformer, sinusoids
+from lmcli.model.transformer import Transformer, sinusoids
 
 SMALL = {"vocab_size": 50, "d_model": 32, "n_heads": 4, "n_layers": 2, "context_length": 32}
 SHAPES = {
@@ -176,8 +177,9 @@ def test_rope_depends_on_relative_position_only():
     q, k = torch.randn(2, 1, 1, 1, 16, dtype=torch.float64)
 
     def dot(i: int, j: int) -> float:
-        at = [torch.tensor([[p]]) for p in (i, j)]
-        return float((rotate(q, at[0], 1e4, 1.0) * rotate(k, at[1], 1e4, 1.0)).sum())
+        config = ModelConfig(head_dim=16, d_model=64)
+        at = [rotation(torch.tensor([[p]]), config, torch.float64) for p in (i, j)]
+        return float((rotate(q, *at[0]) * rotate(k, *at[1])).sum())
 
     assert dot(3, 1) == pytest.approx(dot(9, 7), abs=1e-6)
     assert dot(3, 1) != pytest.approx(dot(3, 2), abs=1e-3)
@@ -211,8 +213,8 @@ def test_chunked_loss_is_the_plain_one_in_value_and_gradient(monkeypatch):
     targets = torch.randint(0, 50, (3, 10))
     mask = torch.rand(3, 10) > 0.3
     grads = []
-    for elements in (2**24, 50 * 4):
-        monkeypatch.setattr(loss_module, "CHUNK_ELEMENTS", elements)
+    for n_bytes in (2**26, 50 * 4 * 4):
+        monkeypatch.setitem(loss_module.CHUNK_BYTES, "cpu", n_bytes)
         hidden.grad = model.output.weight.grad = None
         value = summed_nll(model, hidden, targets, mask)
         value.backward()
@@ -229,7 +231,7 @@ def test_chunked_loss_is_the_plain_one_in_value_and_gradient(monkeypatch):
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_fused_loss_has_the_gradients_of_cross_entropy(monkeypatch, tied, smoothing):
     """In float64, over several chunks, with a bias, and with rows that do not count."""
-    monkeypatch.setattr(loss_module, "CHUNK_ELEMENTS", 50 * 4)
+    monkeypatch.setitem(loss_module.CHUNK_BYTES, "cpu", 50 * 4 * 8)
     model = make(tie_embeddings=tied, output_bias=True).double()
     hidden = torch.randn(3, 10, 32, dtype=torch.float64, requires_grad=True)
     targets, mask = torch.randint(0, 50, (3, 10)), torch.rand(3, 10) > 0.3

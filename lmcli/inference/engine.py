@@ -139,9 +139,8 @@ class Engine:
         ids = torch.full((len(prompts), int(lengths.max())), self.pad_id, device=self.device)
         for i, prompt in enumerate(prompts):
             ids[i, : len(prompt)] = torch.tensor(prompt)
-        context = _Context(
-            Cache(self.model.config, len(rows), self.device, self._cache_dtype()), None, None
-        )
+        dtype = self.model.embed.weight.dtype
+        context = _Context(Cache(self.model.config, len(rows), self.device, dtype), None, None)
         if self.has_encoder:
             mask = torch.arange(ids.shape[1], device=self.device) < lengths[:, None]
             memory = self.model.memory(self.model.encode(ids, None if mask.all() else mask))
@@ -264,12 +263,6 @@ class Engine:
             cache=context.cache.layers,
             key_positions=keys,
         )
-
-    def _cache_dtype(self) -> torch.dtype:
-        device = self.device.type
-        if torch.is_autocast_enabled(device):
-            return torch.get_autocast_dtype(device)
-        return self.model.embed.weight.dtype
 
     @torch.inference_mode()
     def next_logprobs(self, ids: Sequence[int]) -> np.ndarray:

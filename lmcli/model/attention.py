@@ -4,16 +4,15 @@ Shapes: B batch, T queries, S keys, H heads, K key/value heads, D head dim, C d_
 Attention is softmax(q k^T * scale + bias) v (Vaswani et al. 2017, section 3.2.1).
 """
 
-import contextlib
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmcli.config.model import ModelConfig
+from lmcli.model.kernels import Linear, RMSNorm, attend, linear
 
 
 class LayerCache(Protocol):
@@ -22,53 +21,21 @@ class LayerCache(Protocol):
     def update(self, k: Tensor, v: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
-class _RMSNorm(torch.autograd.Function):
-    """x / rms(x) * weight in a few passes; torch's own takes about twice as long on a CPU."""
+def rotation(positions: Tensor, config: ModelConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin of the angles of each position, for `rotate`: [B or 1, T] -> [B or 1, 1, T, D/2].
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / x.shape[-1]
-        scale = (mean_square + eps).rsqrt()
-        ctx.save_for_backward(x, weight, scale)
-        out: Tensor = x * scale * weight
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, weight, scale = ctx.saved_tensors
-        normed = x * scale
-        weight_grad = (grads[0] * normed).flatten(0, -2).sum(0)
-        grad = grads[0] * weight
-        mean = (grad * normed).mean(-1, keepdim=True)
-        return torch.addcmul(grad, normed, mean, value=-1) * scale, weight_grad, None
-
-
-class RMSNorm(nn.Module):
-    """x / rms(x) * weight (Zhang and Sennrich 2019)."""
-
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(width))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu" and x.dtype == self.weight.dtype:
-            out: Tensor = _RMSNorm.apply(x, self.weight, self.eps)  # type: ignore[no-untyped-call]
-            return out
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
-
-
-def rotate(x: Tensor, positions: Tensor, theta: float, scaling: float) -> Tensor:
-    """Rotary position embedding of x [B, H, T, D], halves paired (Su et al. 2021).
-
-    Positions [B or 1, T] are divided by `scaling` first (Chen et al. 2023). The dot product of two
-    rotated vectors depends on the difference of their positions only.
+    Positions are divided by `rope_scaling` first (Chen et al. 2023).
     """
-    half = x.shape[-1] // 2
-    exponent = torch.arange(half, device=x.device, dtype=torch.float32) / half
-    angle = (positions[..., None].float() / scaling) * theta**-exponent  # [B, T, D/2]
-    cos, sin = angle.cos()[:, None].to(x.dtype), angle.sin()[:, None].to(x.dtype)
-    a, b = x[..., :half], x[..., half:]
+    half = config.head_dim // 2
+    exponent = torch.arange(half, device=positions.device, dtype=torch.float32) / half
+    angle = (positions[..., None].float() / config.rope_scaling) * config.rope_theta**-exponent
+    return angle.cos()[:, None].to(dtype), angle.sin()[:, None].to(dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding of x [B, H, T, D], halves paired (Su et al. 2021): the dot product
+    of two rotated vectors depends on the difference of their positions only."""
+    a, b = x.chunk(2, -1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
 
@@ -94,25 +61,35 @@ class Attention(nn.Module):
         super().__init__()
         c, d = config.d_model, config.head_dim
         self.n_heads, self.n_kv_heads, self.head_dim = config.n_heads, config.n_kv_heads, d
-        self.q_proj = nn.Linear(c, config.n_heads * d, bias=config.qkv_bias)
-        self.k_proj = nn.Linear(c, config.n_kv_heads * d, bias=config.qkv_bias)
-        self.v_proj = nn.Linear(c, config.n_kv_heads * d, bias=config.qkv_bias)
-        self.o_proj = nn.Linear(config.n_heads * d, c, bias=config.o_bias)
+        self.q_proj = Linear(c, config.n_heads * d, bias=config.qkv_bias)
+        self.k_proj = Linear(c, config.n_kv_heads * d, bias=config.qkv_bias)
+        self.v_proj = Linear(c, config.n_kv_heads * d, bias=config.qkv_bias)
+        self.o_proj = Linear(config.n_heads * d, c, bias=config.o_bias)
         self.q_norm = RMSNorm(d, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(d, config.norm_eps) if config.qk_norm else None
         self.scale, self.dropout = config.attention_scale, config.attention_dropout
-        self.theta, self.scaling = config.rope_theta, config.rope_scaling
-        self.rope = config.position == "rope"
         # Given each call's weights [B, H, T, S], to look inside; the output does not depend on it.
         self.watch: Callable[[Tensor], None] | None = None
 
     def heads(self, x: Tensor, n: int) -> Tensor:
         return x.view(*x.shape[:2], n, self.head_dim).transpose(1, 2)  # [B, n, T, D]
 
-    def keys_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+    def qkv(self, x: Tensor) -> tuple[Tensor, ...] | None:
+        """The three projections in one product, which is quicker where it pays to join weights:
+        in training."""
+        layers = self.q_proj, self.k_proj, self.v_proj
+        if not self.training or any(type(layer) is not Linear for layer in layers):
+            return None
+        bias = torch.cat([layer.bias for layer in layers]) if self.q_proj.bias is not None else None
+        joined = linear(x, torch.cat([layer.weight for layer in layers]), bias)
+        return joined.split([layer.out_features for layer in layers], -1)
+
+    def keys_values(
+        self, memory: Tensor, merged: tuple[Tensor, ...] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """k and v [B, K, S, D], without positions; cross-attention computes them once."""
-        k = self.heads(self.k_proj(memory), self.n_kv_heads)
-        v = self.heads(self.v_proj(memory), self.n_kv_heads)
+        _, k, v = merged or (None, self.k_proj(memory), self.v_proj(memory))
+        k, v = self.heads(k, self.n_kv_heads), self.heads(v, self.n_kv_heads)
         return (self.k_norm(k) if self.k_norm is not None else k), v
 
     def forward(
@@ -121,16 +98,18 @@ class Attention(nn.Module):
         mask: Tensor | None,
         causal: bool,
         positions: Tensor | None = None,
+        rotary: tuple[Tensor, Tensor] | None = None,
         memory: tuple[Tensor, Tensor] | None = None,
         cache: LayerCache | None = None,
     ) -> Tensor:
         """x [B, T, C] -> [B, T, C].
 
         `mask` broadcasts to [B, H, T, S]: bool (True = may attend) or an additive float bias.
-        `causal` without a mask takes the fast path. `positions` rotate q and k in
+        `causal` without a mask takes the fast path. `rotary` turns q and k in
         self-attention; `memory` is (k, v) of the other sequence.
         """
-        q = self.heads(self.q_proj(x), self.n_heads)
+        merged = self.qkv(x) if memory is None else None
+        q = self.heads(self.q_proj(x) if merged is None else merged[0], self.n_heads)
         if self.q_norm is not None:
             q = self.q_norm(q)
         beams = 1
@@ -140,11 +119,9 @@ class Attention(nn.Module):
             if beams > 1:
                 q = q.view(len(k), beams, *q.shape[1:]).transpose(1, 2).flatten(2, 3)
         else:
-            k, v = self.keys_values(x)
-            if self.rope:
-                assert positions is not None
-                q = rotate(q, positions, self.theta, self.scaling)
-                k = rotate(k, positions, self.theta, self.scaling)
+            k, v = self.keys_values(x, merged)
+            if rotary is not None:
+                q, k = rotate(q, *rotary), rotate(k, *rotary)
             if cache is not None:
                 assert positions is not None
                 k, v = cache.update(k, v, positions)
@@ -155,16 +132,8 @@ class Attention(nn.Module):
                 seen = ones.tril(k.shape[2] - q.shape[2])
             shared = k.repeat_interleave(self.n_heads // self.n_kv_heads, 1)
             self.watch(attention_weights(q, shared, self.scale, seen))
-        slow = q.device.type == "cpu" and q.dtype == torch.bfloat16  # its kernels are, there
-        with torch.autocast("cpu", enabled=False) if slow else contextlib.nullcontext():
-            y = F.scaled_dot_product_attention(
-                *((q.float(), k.float(), v.float()) if slow else (q, k, v)),
-                attn_mask=mask,
-                dropout_p=self.dropout if self.training else 0.0,
-                is_causal=causal and mask is None,
-                scale=self.scale,
-                enable_gqa=self.n_kv_heads != self.n_heads,
-            )
+        dropout = self.dropout if self.training else 0.0
+        y = attend(q, k, v, mask, causal, self.scale, dropout)
         if beams > 1:
             y = y.view(len(k), self.n_heads, beams, -1, self.head_dim)
             y = y.transpose(1, 2).flatten(0, 1)

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from lmcli.config.tuning import AdapterConfig
 from lmcli.errors import UsageError
+from lmcli.model.kernels import Linear
 from lmcli.model.transformer import Transformer, draw
 
 
-class LoRALinear(nn.Linear):
+class LoRALinear(Linear):
     """A linear layer with an update; its weight and bias are those of the layer it replaces."""
 
     def __init__(self, base: nn.Linear, rank: int, scale: float) -> None:

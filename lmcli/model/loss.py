@@ -11,8 +11,16 @@ from torch import Tensor
 
 from lmcli.model.transformer import Transformer
 
-# Logits of one chunk in float32 stay below 32 MiB; those of a large vocabulary are never whole.
-CHUNK_ELEMENTS = 2**23
+# Of logits at a time: those of a large vocabulary are never whole.
+CHUNK_BYTES = {"cpu": 2**26}
+MOST_ROWS = {"cpu": 512}  # what caches like
+
+
+def _chunk(rows: Tensor, n_vocab: int) -> int:
+    """Rows whose logits are made at a time."""
+    device = rows.device.type
+    fit = CHUNK_BYTES.get(device, 2**30) // (n_vocab * rows.itemsize)
+    return max(1, min(fit, MOST_ROWS.get(device, fit)))
 
 
 def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
@@ -23,7 +31,7 @@ def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
 def nll(model: Transformer, hidden: Tensor, targets: Tensor) -> Tensor:
     """Nats of each target: hidden [.., C], targets [..] -> [..], a chunk of rows at a time."""
     rows, flat = hidden.flatten(0, -2), targets.flatten()
-    step = max(1, CHUNK_ELEMENTS // model.config.vocab_size)
+    step = _chunk(rows, model.config.vocab_size)
     parts = zip(torch.split(rows, step), torch.split(flat, step), strict=True)
     return torch.cat([token_nll(model.logits(h), t) for h, t in parts]).view_as(targets)
 
@@ -61,61 +69,37 @@ class _SummedNLL(torch.autograd.Function):
         targets: Tensor,
         smoothing: float,
     ) -> Tensor:
-        learns = any(ctx.needs_input_grad)
-        dtype = rows.dtype
-        if torch.is_autocast_enabled(rows.device.type):
-            dtype = torch.get_autocast_dtype(rows.device.type)
-        with torch.autocast(rows.device.type, enabled=False):
-            return _SummedNLL._chunks(ctx, rows, weight, bias, targets, smoothing, learns, dtype)
-
-    @staticmethod
-    def _chunks(
-        ctx: Any,
-        rows: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        targets: Tensor,
-        smoothing: float,
-        learns: bool,
-        dtype: torch.dtype,
-    ) -> Tensor:
-        n_vocab = len(weight)
-        h_all, w = rows.to(dtype), weight.to(dtype)
+        n_vocab, learns = len(weight), any(ctx.needs_input_grad)
         total = rows.new_zeros((), dtype=torch.float32)
         grad_rows = torch.empty_like(rows) if learns else None
         grad_weight = torch.zeros_like(weight) if learns else None
         grad_bias = torch.zeros_like(bias) if learns and bias is not None else None
-        step = max(1, CHUNK_ELEMENTS // n_vocab)
+        step = _chunk(rows, n_vocab)
         for start in range(0, len(rows), step):
-            h, t = h_all[start : start + step], targets[start : start + step, None]
-            logits = F.linear(h, w).float()
-            if bias is not None:
-                logits += bias
-            wanted = (1 - smoothing) * logits.gather(1, t)
+            h, t = rows[start : start + step], targets[start : start + step, None]
+            logits = F.linear(h, weight, bias)
+            wanted = (1 - smoothing) * logits.gather(1, t).float()
             if smoothing:
-                wanted += smoothing * logits.mean(1, keepdim=True)
-            largest = logits.amax(1, keepdim=True)
-            grad = logits.sub_(largest).exp_()
-            mass = grad.sum(1, keepdim=True)
-            total += (largest + mass.log() - wanted).sum()
+                wanted += smoothing * logits.mean(1, keepdim=True, dtype=torch.float32)
+            largest = logits.amax(1, keepdim=True).float()
+            grad = logits.softmax(1)
+            del logits
+            # log of the sum over exp(logits), by the weight that the largest has in it
+            mass = largest - grad.amax(1, keepdim=True).float().log()
+            total += (mass - wanted).sum()
             if grad_rows is None or grad_weight is None:
                 continue
-            grad /= mass
             if smoothing:
                 grad -= smoothing / n_vocab
-            grad.scatter_add_(1, t, torch.full_like(wanted, smoothing - 1))
+            grad.scatter_add_(1, t, grad.new_full((1, 1), smoothing - 1).expand_as(t))
             if grad_bias is not None:
                 grad_bias += grad.sum(0)
-            low = grad.to(dtype)
-            grad_rows[start : start + step] = low @ w
-            if dtype == weight.dtype:
-                grad_weight.addmm_(low.T, h)
-            else:
-                grad_weight += low.T @ h
+            torch.mm(grad, weight, out=grad_rows[start : start + step])
+            grad_weight.addmm_(grad.T, h)
         ctx.save_for_backward(grad_rows, grad_weight, grad_bias)
         return total
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        scaled = [None if g is None else g * grads[0] for g in ctx.saved_tensors]
+        scaled = [None if g is None else g * grads[0].to(g.dtype) for g in ctx.saved_tensors]
         return (*scaled, None, None)

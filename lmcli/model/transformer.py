@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lmcli.config.model import ModelConfig
-from lmcli.model.attention import Attention, LayerCache, RMSNorm, relative_bucket
+from lmcli.model.attention import Attention, LayerCache, relative_bucket, rotation
+from lmcli.model.kernels import Dropout, Linear, RMSNorm
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -42,37 +43,16 @@ class MLP(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         c, f, bias = config.d_model, config.d_ff, config.mlp_bias
-        self.up = nn.Linear(c, f, bias=bias)
+        self.up = Linear(c, f, bias=bias)
         gated = config.activation in ("swiglu", "geglu")
-        self.gate = nn.Linear(c, f, bias=bias) if gated else None
-        self.down = nn.Linear(f, c, bias=bias)
+        self.gate = Linear(c, f, bias=bias) if gated else None
+        self.down = Linear(f, c, bias=bias)
         self.activation = ACTIVATIONS[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:
         up = self.up(x)
         h = self.activation(up) if self.gate is None else self.activation(self.gate(x)) * up
         return self.down(h)  # type: ignore[no-any-return]
-
-
-class Dropout(nn.Module):
-    """Zeroes a share `p` of entries in training and scales the rest to keep the mean.
-
-    On a CPU from 16 random bits each, since torch's own draws take a sixth of a small model's step;
-    `p` is exact to 1/65536.
-    """
-
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        self.share = round(p * 2**16)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or not self.share:
-            return x
-        if x.device.type != "cpu":
-            return F.dropout(x, self.share / 2**16)
-        bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-        kept = bits.view(torch.int16)[: x.numel()].view(x.shape) >= self.share - 2**15
-        return x * kept.to(x.dtype).mul_(2**16 / (2**16 - self.share))
 
 
 class Block(nn.Module):
@@ -93,13 +73,14 @@ class Block(nn.Module):
         mask: Tensor | None,
         causal: bool,
         positions: Tensor,
+        rotary: tuple[Tensor, Tensor] | None,
         memory: tuple[Tensor, Tensor] | None,
         memory_mask: Tensor | None,
         cache: LayerCache | None,
     ) -> Tensor:
         pre = self.pre
         h = self.attn_norm(x) if pre else x
-        x = x + self.dropout(self.attn(h, mask, causal, positions, cache=cache))
+        x = x + self.dropout(self.attn(h, mask, causal, positions, rotary, cache=cache))
         x = x if pre else self.attn_norm(x)
         if self.cross_attn is not None and self.cross_norm is not None:
             h = self.cross_norm(x) if pre else x
@@ -117,7 +98,7 @@ class Stack(nn.Module):
         self, config: ModelConfig, n_layers: int, causal: bool, cross_attention: bool = False
     ) -> None:
         super().__init__()
-        self.causal, self.window, self.n_heads = causal, config.sliding_window, config.n_heads
+        self.causal, self.window, self.config = causal, config.sliding_window, config
         self.blocks = nn.ModuleList(Block(config, cross_attention) for _ in range(n_layers))
         self.norm = make_norm(config) if config.norm_position == "pre" else None
         # T5 shares one table of 32 distance buckets among the layers of a stack.
@@ -169,12 +150,16 @@ class Stack(nn.Module):
         plain = cache is None
         keys = positions if key_positions is None else key_positions
         mask = self.mask(positions, keys, segments, padding, plain)
+        rotary = None
+        if self.config.position == "rope":
+            rotary = rotation(positions, self.config, x.dtype)
         for i, block in enumerate(self.blocks):
             x = block(
                 x,
                 mask,
                 self.causal,
                 positions,
+                rotary,
                 memory[i] if memory is not None else None,
                 memory_mask,
                 cache[i] if cache is not None else None,
@@ -197,7 +182,7 @@ class Transformer(nn.Module):
         self.output: nn.Linear | None = None
         self.output_bias: nn.Parameter | None = None
         if not config.tie_embeddings:
-            self.output = nn.Linear(config.d_model, config.vocab_size, bias=config.output_bias)
+            self.output = Linear(config.d_model, config.vocab_size, bias=config.output_bias)
         elif config.output_bias:
             self.output_bias = nn.Parameter(torch.zeros(config.vocab_size))
         self.dropout = Dropout(config.dropout)

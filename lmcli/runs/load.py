@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lmcli import console
 from lmcli.artifacts import files, layout, lock, manifest
 from lmcli.config.evaluation import EvaluationConfig
@@ -46,14 +48,12 @@ class LoadedRun:
 
     def complete(self, prompts: Sequence[str], config: GenerationConfig) -> list[list[str]]:
         """`num_return_sequences` completions of each prompt."""
-        with self.machine.autocast():
-            done = self.engine.generate([self.encode(p) for p in prompts], config)
+        done = self.engine.generate([self.encode(p) for p in prompts], config)
         return [[self.tokenizer.decode(c.ids) for c in completions] for completions in done]
 
     def next_tokens(self, prompt: str, top: int) -> list[dict[str, Any]]:
         """The `top` most likely tokens after a prompt, with P(w_t | w_1 .. w_t-1)."""
-        with self.machine.autocast():
-            logprobs = self.engine.next_logprobs(self.encode(prompt))
+        logprobs = self.engine.next_logprobs(self.encode(prompt))
         return [
             {
                 "id": i,
@@ -66,8 +66,7 @@ class LoadedRun:
 
     def attention(self, text: str) -> WordAttention:
         """What each word of a text looked at."""
-        with self.machine.autocast():
-            return word_attention(self.engine, self.tokenizer, text)
+        return word_attention(self.engine, self.tokenizer, text)
 
 
 def load(
@@ -97,7 +96,7 @@ def load(
         except (LmcliError, FileNotFoundError):
             if checkpoint.list_steps(run) == steps:  # a living run may have pruned it meanwhile
                 raise
-    model.to(machine.device).eval()
+    model.to(machine.device, getattr(torch, machine.dtype)).eval()
     tokenizer = Tokenizer.load(run / layout.TOKENIZER)
     if tokenizer.vocab_size > config.model.vocab_size:
         raise MismatchError(f"{run}: its tokenizer has more tokens than its model; restore it")
@@ -145,7 +144,7 @@ def evaluate(
     tokenizer = loaded.tokenizer
     reader = loaded.config.reader(dataset, split, tokenizer) if dataset.sources else None
     scorer = SplitScorer(dataset.splits[split], tokenizer, loaded.config.model, config, reader)
-    with console.Progress("window", scorer.n_windows) as progress, loaded.machine.autocast():
+    with console.Progress("window", scorer.n_windows) as progress:
         counts = scorer.score(loaded.engine, progress.update)
     scores = perplexity.scores(counts, context, scorer.stride)
     settings = dataclasses.asdict(config) | {"dtype": loaded.machine.dtype}
@@ -154,10 +153,9 @@ def evaluate(
     if metrics and reader is None:
         raise UsageError(f"--metric {metrics[0]} is for pairs, but {data} is plain text")
     if metrics and reader is not None:
-        with loaded.machine.autocast():
-            outputs = decode_pairs(
-                loaded.engine, reader, tokenizer, judging.generation, judging.max_pairs
-            )
+        outputs = decode_pairs(
+            loaded.engine, reader, tokenizer, judging.generation, judging.max_pairs
+        )
         scores += [outputs.score(metric, judging.scoring) for metric in metrics]
         how = dataclasses.asdict(judging.generation) | {"pairs": len(outputs.sources)}
         settings |= {"metrics": "+".join(metrics), "outputs": files.digest(how)[:8], **how}

@@ -34,7 +34,7 @@ from lmcli.signals import StopRequest
 from lmcli.text.tokenizer import Tokenizer
 from lmcli.training import checkpoint, events, precision
 from lmcli.training.optimizers import Optimizer
-from lmcli.training.precision import Machine
+from lmcli.training.precision import Working
 from lmcli.training.trainer import Evaluate, Trainer, gradients, write_status
 
 
@@ -49,12 +49,13 @@ def measure(root: Path, data: str, given: dict[str, Any], n_steps: int = 12) -> 
     model.init_weights(0)
     model.to(machine.device)
     batches = config.batches(dataset, Tokenizer.load(dataset.path / layout.TOKENIZER))
-    optimizer = Optimizer(model, config.training)
+    optimizer, working = Optimizer(model, config.training), Working(model, machine)
     took = []
     for step in range(n_steps):
         began = time.perf_counter()
-        gradients(model, batches, config.training, machine, step + 1, step)
+        gradients(working, batches, config.training, step + 1, step)
         optimizer.step(0.0)
+        working.refresh()
         took.append(time.perf_counter() - began)
     return sorted(took[n_steps // 3 :])[n_steps // 3]  # the first ones warm up
 
@@ -193,7 +194,7 @@ def open_trainer(root: Path, run: Path, asked: Asked) -> Trainer | None:
         batches,
         stored.training,
         machine,
-        validation(stored, dataset, tokenizer, current, machine),
+        validation(stored, dataset, tokenizer, current),
     )
     trainer.restore(found)
     if change:
@@ -224,7 +225,6 @@ def validation(
     dataset: Dataset,
     tokenizer: Tokenizer,
     training: TrainingConfig,
-    machine: Machine,
 ) -> Evaluate | None:
     """The one evaluation function, bound to the val split; None where there is none."""
     store = dataset.splits.get("val")
@@ -238,14 +238,13 @@ def validation(
     def evaluate(model: Transformer, step: int) -> dict[str, float]:
         model.eval()
         engine = Engine(model, tokenizer.eos_id, tokenizer.pad_id)
-        with machine.autocast():
-            counts = scorer.score(engine)
-            numbers = {s.name: s.value for s in perplexity.scores(counts, scorer.context_length, 0)}
-            found = {"val_loss": numbers["loss"], "val_bits_per_byte": numbers["bits_per_byte"]}
-            if metric is not None and reader is not None:
-                greedy = GenerationConfig(temperature=0, batch_size=64)
-                outputs = decode_pairs(engine, reader, tokenizer, greedy, training.eval_pairs)
-                found[f"val_{metric}"] = outputs.score(metric, ScoringConfig()).value
+        counts = scorer.score(engine)
+        numbers = {s.name: s.value for s in perplexity.scores(counts, scorer.context_length, 0)}
+        found = {"val_loss": numbers["loss"], "val_bits_per_byte": numbers["bits_per_byte"]}
+        if metric is not None and reader is not None:
+            greedy = GenerationConfig(temperature=0, batch_size=64)
+            outputs = decode_pairs(engine, reader, tokenizer, greedy, training.eval_pairs)
+            found[f"val_{metric}"] = outputs.score(metric, ScoringConfig()).value
         return found
 
     return evaluate

@@ -1,14 +1,19 @@
 """Which device, precision and threads: chosen once, before step 1, and stored in the run."""
 
-import contextlib
+import copy
 import ctypes
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from lmcli.errors import DeviceError
+from lmcli.model.transformer import Transformer
+
+# What Linux says of a CPU, and what that is called.
+BFLOAT16_FLAGS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}
 
 
 @dataclass(frozen=True)
@@ -20,11 +25,11 @@ class Machine:
     threads: int
     why: str
 
-    def autocast(self) -> contextlib.AbstractContextManager[object]:
-        """bfloat16 compute over float32 weights, or nothing."""
+    def working(self, model: Transformer) -> Transformer:
+        """The model in the precision of compute: itself, or a copy."""
         if self.dtype == "float32":
-            return contextlib.nullcontext()
-        return torch.autocast(self.device, dtype=getattr(torch, self.dtype))
+            return model
+        return copy.deepcopy(model).to(getattr(torch, self.dtype))
 
     def environment(self) -> dict[str, Any]:
         """What the bits of a step depend on besides config and data."""
@@ -45,6 +50,36 @@ class Machine:
         )
 
 
+class Working:
+    """The model that computes, in the machine's precision, beside the float32 weights that learn.
+
+    Without a lower precision it is the model itself and nothing is copied.
+    """
+
+    def __init__(self, model: Transformer, machine: Machine) -> None:
+        self.master, self.model = model, machine.working(model)
+        pairs = zip(model.parameters(), self.model.parameters(), strict=True)
+        self.learn = [(m, w) for m, w in pairs if m.requires_grad]
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Rounds the weights anew, after each update."""
+        if self.model is not self.master:
+            masters, working = zip(*self.learn, strict=True)
+            torch._foreach_copy_(working, masters)  # noqa: SLF001
+
+    @torch.no_grad()
+    def collect(self) -> None:
+        """Adds the gradients of a backward pass to those of the weights, in float32."""
+        for master, working in self.learn if self.model is not self.master else ():
+            if working.grad is not None:
+                if master.grad is None:
+                    master.grad = working.grad.float()
+                else:
+                    master.grad += working.grad
+                working.grad = None
+
+
 def usable_cores() -> int:
     """Cores this process may run on (affinity and `OMP_NUM_THREADS` respected)."""
     if os.environ.get("OMP_NUM_THREADS", "").isdigit():
@@ -52,6 +87,20 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def bfloat16_unit(device: str) -> str:
+    """What multiplies bfloat16 matrices faster than float32 ones here; empty where nothing does."""
+    if device == "cuda":
+        return "the GPU" if torch.cuda.is_bf16_supported() else ""
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
+    if device != "cpu" or (limit and not limit.endswith(("DEFAULT", "AMX", "BF16"))):
+        return ""
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split("flags", 2)[1].split())
+    except (OSError, IndexError):
+        return ""
+    return next((n for f, n in BFLOAT16_FLAGS.items() if f in flags), "")
 
 
 def resolve(device: str, dtype: str, threads: int) -> Machine:
@@ -69,9 +118,9 @@ def resolve(device: str, dtype: str, threads: int) -> Machine:
     if not there[device]:
         raise DeviceError(f"--device {device}: not available here; try --device auto")
     if dtype == "auto":
-        fast = device == "cuda" and torch.cuda.is_bf16_supported()
-        dtype = "bfloat16" if fast else "float32"
-        why += ", bfloat16 matmuls are fast" if fast else ", float32 is exact and fast enough"
+        unit = bfloat16_unit(device)
+        dtype = "bfloat16" if unit else "float32"
+        why += f", {unit} multiplies bfloat16" if unit else ", nothing multiplies bfloat16 faster"
     return Machine(device, dtype, threads or usable_cores(), why)
 
 

@@ -39,7 +39,7 @@ from lmcli.training import checkpoint, events, health
 from lmcli.training.checkpoint import State
 from lmcli.training.health import Verdict
 from lmcli.training.optimizers import Optimizer
-from lmcli.training.precision import Machine
+from lmcli.training.precision import Machine, Working
 from lmcli.training.schedules import lr_factor
 
 Evaluate = Callable[[Transformer, int], dict[str, float]]
@@ -65,6 +65,7 @@ class Trainer:
     ) -> None:
         self.run, self.model, self.optimizer, self.batches = run, model, optimizer, batches
         self.machine, self.evaluate = machine, evaluate
+        self.working = Working(model, machine)
         self._configs = [(0, config)]
         self._skips: dict[int, str] = {}
         self._rewinds: list[tuple[int, int]] = []  # step, batches left out after it
@@ -116,6 +117,7 @@ class Trainer:
             )
         else:
             self.model.init_weights(self._configs[0][1].seed)
+        self.working.refresh()
         state = self.state
         self.metrics = files.Log(
             self.run / layout.METRICS, state.metrics_bytes, state.metrics_sha256
@@ -196,6 +198,7 @@ class Trainer:
             verdict = Verdict("skip", self._skips[step])
         if verdict.action == "apply":
             self.optimizer.step(lr)
+            self.working.refresh()
             if config.on_spike != "ignore":
                 recent = (*recent, (loss, grad_norm))[-health.WINDOW :]
         else:
@@ -237,7 +240,7 @@ class Trainer:
         while True:
             config = self.config_at(step)
             try:
-                return gradients(self.model, self.batches, config, self.machine, step, index)
+                return gradients(self.working, self.batches, config, step, index)
             except (MemoryError, RuntimeError) as error:
                 if not out_of_memory(error):
                     raise
@@ -261,7 +264,7 @@ class Trainer:
     def _validate(self, step: int, progress: console.Progress) -> bool:
         """Whether this is the best so far, whose weights are to be kept."""
         assert self.evaluate is not None
-        numbers = self.evaluate(self.model, step)
+        numbers = self.evaluate(self.working.model, step)
         self.metrics.append({"step": step, **numbers})
         self._log_time(step, 0.0, **numbers)
         config, best = self.config_at(step), self.state.best
@@ -312,10 +315,9 @@ def _seconds(run: Path, step: int) -> float:
 
 
 def gradients(
-    model: Transformer,
+    working: Working,
     batches: Batches,
     config: TrainingConfig,
-    machine: Machine,
     step: int,
     index: int,
 ) -> tuple[float, float, int]:
@@ -326,20 +328,22 @@ def gradients(
     """
     parts = batches.parts(index, config.batch_size, config.micro_batch_size)
     tokens = sum(int(batch.loss_mask.sum()) for batch in parts)
+    model, device = working.model, working.master.embed.weight.device.type
     model.train()
-    nats = 0.0
+    nats = torch.zeros((), device=device)
     for micro, batch in enumerate(parts):
         # Dropout's; torch.manual_seed asks every other kind of device too, a millisecond a time.
-        seeded = torch.default_generator if machine.device == "cpu" else torch
+        seeded = torch.default_generator if device == "cpu" else torch
         seeded.manual_seed(mix(config.seed, step, micro) >> 1)
-        with machine.autocast():
-            nll = forward_nll(model, batch, machine.device, config.label_smoothing)
+        nll = forward_nll(model, batch, device, config.label_smoothing)
         torch.autograd.backward(nll / tokens)
-        nats += nll.item()
-    parameters = [p for p in model.parameters() if p.requires_grad]
+        working.collect()
+        nats += nll.detach()
+    parameters = [master for master, _ in working.learn]
     limit = config.grad_clip or float("inf")
-    grad_norm = torch.nn.utils.clip_grad_norm_(parameters, limit).item()
-    return nats / tokens, grad_norm, tokens
+    grad_norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+    loss, norm = torch.stack([nats / tokens, grad_norm]).tolist()  # the one wait for the device
+    return loss, norm, tokens
 
 
 def write_status(

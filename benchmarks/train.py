@@ -1,0 +1,288 @@
+"""Training steps side by side with nanoGPT and the Hugging Face Trainer, interleaved in one run.
+
+    python benchmarks/train.py --nanogpt CHECKOUT [--shapes a,b,c] [--rounds 5]
+    ONEDNN_MAX_CPU_ISA=AVX2 python benchmarks/train.py --nanogpt CHECKOUT --rivals nanogpt
+
+nanoGPT is imported from a checkout (git clone https://github.com/karpathy/nanoGPT), trained as its
+train.py does on a CPU: float32, eager. `nanogpt-tuned` is the same with autocast to bfloat16 and
+torch.compile, turned on by hand; `trainer` is transformers' Trainer with bf16. Each program lives
+in a process of its own, which waits while the others run. In each round each of them takes steps
+for about `--seconds`; the tokens per second of lmcli over those of a rival give one ratio a round.
+
+All train a GPT-2 without biases of one shape, batch and vocabulary, on random tokens. `share` is
+the share that lmcli reaches of what the matrix products of its step alone allow: forward, gradient
+of inputs and of weights, each in the faster of bfloat16 and float32, measured in the same round.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+SHAPES = {  # layers, heads, width, context, batch, vocabulary
+    "a": (4, 4, 128, 64, 12, 65),
+    "b": (6, 6, 384, 256, 16, 65),
+    "c": (12, 12, 768, 512, 4, 50304),
+}
+Step = Callable[[], object]
+ANSWERS, sys.stdout = sys.stdout, sys.stderr  # what the programs say is no answer
+
+
+def lmcli(shape: str, threads: int, dropout: float = 0.0, **settings: Any) -> Step:
+    import torch
+
+    from lmcli.config.model import ModelConfig
+    from lmcli.config.training import TrainingConfig
+    from lmcli.dataset.batches import Windows
+    from lmcli.model.transformer import Transformer
+    from lmcli.training import precision
+    from lmcli.training.optimizers import Optimizer
+    from lmcli.training.trainer import gradients
+
+    layers, heads, width, context, batch, vocabulary = SHAPES[shape]
+    model_config = ModelConfig(
+        **{"vocab_size": vocabulary, "context_length": context, "d_model": width},
+        **{"n_layers": layers, "n_heads": heads, "position": "learned", "norm": "layernorm"},
+        **{"activation": "gelu", "qk_norm": False, "tie_embeddings": True, "init": "gpt2"},
+        **{"dropout": dropout, "attention_dropout": dropout, "norm_eps": 1e-5},
+    ).resolved()
+    machine = precision.resolve("cpu", settings.get("dtype", "auto"), threads)
+    precision.prepare(machine)
+    model = Transformer(model_config)
+    model.init_weights(0)
+    config = TrainingConfig(batch_size=batch, lr=1e-3, **settings)
+    optimizer, working = Optimizer(model, config), precision.Working(model, machine)
+    windows, done = Windows(Stream(vocabulary), context, 0), 0
+
+    def step() -> object:
+        nonlocal done
+        done += 1
+        numbers = gradients(working, windows, config, done, done - 1)
+        optimizer.step(config.lr)
+        working.refresh()
+        return numbers
+
+    assert torch.get_num_threads() == threads
+    return step
+
+
+class Stream:
+    """Random tokens where lmcli looks for a split of a dataset."""
+
+    split, n_tokens = "train", 1_000_000
+
+    def __init__(self, vocabulary: int) -> None:
+        self.ids = np.random.default_rng(0).integers(vocabulary, size=self.n_tokens)
+
+    def take(self, where: np.ndarray) -> np.ndarray:
+        return self.ids[where]
+
+
+def nanogpt(shape: str, threads: int, checkout: str, tuned: bool, dropout: float = 0.0) -> Step:
+    import torch
+
+    sys.path.insert(0, checkout)
+    from model import GPT, GPTConfig  # nanoGPT's
+
+    torch.set_num_threads(threads)
+    layers, heads, width, context, batch, vocabulary = SHAPES[shape]
+    model = GPT(GPTConfig(context, vocabulary, layers, heads, width, dropout, False))
+    optimizer = model.configure_optimizers(1e-1, 1e-3, (0.9, 0.95), "cpu")
+    compute = torch.compile(model) if tuned else model
+    data = np.random.default_rng(0).integers(vocabulary, size=1_000_000).astype(np.uint16)
+
+    def get_batch() -> tuple[torch.Tensor, torch.Tensor]:
+        at = torch.randint(len(data) - context, (batch,))
+        rows = [torch.from_numpy(data[i : i + context + 1].astype(np.int64)) for i in at]
+        both = torch.stack(rows)
+        return both[:, :-1].contiguous(), both[:, 1:].contiguous()
+
+    def step() -> object:
+        x, y = get_batch()
+        with torch.autocast("cpu", torch.bfloat16, enabled=tuned):
+            _, loss = compute(x, y)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+    return step
+
+
+def trainer(shape: str, threads: int) -> None:
+    """transformers' Trainer, whose loop asks for permission in a callback."""
+    import tempfile
+
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback
+    from transformers import TrainingArguments
+
+    torch.set_num_threads(threads)
+    layers, heads, width, context, batch, vocabulary = SHAPES[shape]
+    none = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    size = {"n_positions": context, "n_embd": width, "n_layer": layers, "n_head": heads}
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=vocabulary, **size, **none))
+    data = np.random.default_rng(0).integers(vocabulary, size=(10_000, context))
+    rows = [{"input_ids": row, "labels": row} for row in data.tolist()]
+    clock = Clock(batch * context)
+
+    class Wait(TrainerCallback):
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            clock.stepped()
+
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            folder,
+            per_device_train_batch_size=batch,
+            max_steps=10_000_000,
+            bf16=True,
+            use_cpu=True,
+            report_to=[],
+            logging_steps=10_000_000,
+            save_strategy="no",
+            disable_tqdm=True,
+        )
+        Trainer(model, arguments, train_dataset=rows, callbacks=[Wait()]).train()
+
+
+def matmuls(shape: str, threads: int) -> Step:
+    """The products of one step of the shape and nothing else."""
+    import torch
+
+    from lmcli.training import precision
+
+    machine = precision.resolve("cpu", "auto", threads)
+    precision.prepare(machine)
+    dtype = getattr(torch, machine.dtype)
+    layers, _, width, context, batch, vocabulary = SHAPES[shape]
+    n = batch * context
+    sizes = [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)]
+    jobs = []
+    for k, o in [*sizes, (width, vocabulary)]:
+        x, w, g = (torch.randn(s).to(dtype) for s in ((n, k), (o, k), (n, o)))
+        outs = [torch.empty(s, dtype=dtype) for s in ((n, o), (n, k), (o, k))]
+        jobs += [(x, w.T, outs[0]), (g, w, outs[1]), (g.T, x, outs[2])]
+
+    def step() -> object:
+        for i, (a, b, out) in enumerate(jobs):
+            for _ in range(layers if i < 12 else 1):
+                torch.mm(a, b, out=out)
+        return None
+
+    return step
+
+
+class Clock:
+    """Takes steps while it is told to, and says how many tokens a second that was."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens, self.wanted, self.done, self.n_warm = tokens, 0.0, 0, 3
+        self.began = time.perf_counter()
+
+    def stepped(self) -> None:
+        self.done += 1
+        if self.n_warm:
+            self.n_warm -= 1
+            if self.n_warm:
+                return
+        elif time.perf_counter() - self.began < self.wanted:
+            return
+        else:
+            rate = self.tokens * self.done / (time.perf_counter() - self.began)
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+            print(json.dumps({"rate": rate, "peak": peak}), file=ANSWERS, flush=True)
+        self.wanted = float(input())
+        self.done, self.began = 0, time.perf_counter()
+
+
+def child(name: str, shape: str, threads: int, checkout: str) -> None:
+    if name == "trainer":
+        trainer(shape, threads)
+        return
+    dropout = 0.2 if name.endswith("+dropout") else 0.0
+    kind = name.removesuffix("+dropout")
+    if kind == "matmuls":
+        step = matmuls(shape, threads)
+    elif kind.startswith("nanogpt"):
+        step = nanogpt(shape, threads, checkout, kind == "nanogpt-tuned", dropout)
+    else:
+        step = lmcli(shape, threads, dropout)
+    _, _, _, context, batch, _ = SHAPES[shape]
+    clock = Clock(batch * context)
+    while True:
+        step()
+        clock.stepped()
+
+
+def spread(values: list[float], form: str = "{:.2f}") -> str:
+    shown = [form.format(v) for v in (statistics.median(values), min(values), max(values))]
+    return f"{shown[0]} ({shown[1]} to {shown[2]})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--nanogpt", default="", help="checkout of nanoGPT")
+    parser.add_argument("--shapes", default="a,b,c")
+    parser.add_argument("--rivals", default="nanogpt,nanogpt-tuned,trainer,matmuls")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--threads", type=int, default=0, help="0: all cores")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        child(args.child, args.shapes, args.threads, args.nanogpt)
+        return
+    sys.stdout = ANSWERS
+    from lmcli.training.precision import usable_cores
+
+    threads = args.threads or usable_cores()
+    for shape in args.shapes.split(","):
+        names = ["lmcli", *args.rivals.split(",")]
+        rates: dict[str, list[float]] = {name: [] for name in names}
+        peaks: dict[str, float] = {}
+        processes = {
+            name: subprocess.Popen(
+                [sys.executable, __file__, "--child", name, "--shapes", shape]
+                + ["--threads", str(threads), "--nanogpt", args.nanogpt],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+            )
+            for name in names
+        }
+        for _ in range(args.rounds + 1):  # the first one waits for all to be warm
+            for name, process in processes.items():
+                assert process.stdin is not None and process.stdout is not None
+                process.stdin.write(f"{args.seconds if rates[name] else 0}\n")
+                process.stdin.flush()
+                line = process.stdout.readline()
+                if not line:
+                    sys.exit(f"{name} ended; run it alone to see why: --child {name}")
+                found = json.loads(line)
+                rates[name].append(found["rate"])
+                peaks[name] = found["peak"]
+        for process in processes.values():
+            process.kill()
+        rates = {name: values[1:] for name, values in rates.items()}
+        print(f"\n({shape}) {SHAPES[shape]}, {threads} threads, {args.rounds} rounds\n")
+        print("| | tokens/s | lmcli is faster by | peak memory, GiB |\n| --- | --- | --- | --- |")
+        for name in names:
+            ratios = [ours / theirs for ours, theirs in zip(rates["lmcli"], rates[name])]
+            print(
+                f"| {name} | {spread(rates[name], '{:,.0f}')} | {spread(ratios)} | "
+                f"{peaks[name]:.2f} |"
+            )
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

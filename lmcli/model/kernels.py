@@ -1,0 +1,199 @@
+"""Layers whose torch operators are slow on a CPU, with gradients of their own; elsewhere torch's.
+
+Shapes: N rows, B batch, H heads, T queries, S keys, D head dim. What is measured is in
+docs/benchmarks.md.
+"""
+
+import functools
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Saved attention weights of one layer; beyond this torch's own kernel, which keeps none.
+MOST_SAVED = 2**28
+ROWS = 512  # of a weight's gradient at a time
+
+
+class _RMSNorm(torch.autograd.Function):
+    """x / rms(x) * weight in a few passes; torch's own takes about twice as long."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        size = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
+        scale = (size.square() / x.shape[-1] + eps).rsqrt().to(x.dtype)
+        ctx.save_for_backward(x, weight, scale)
+        out: Tensor = x * scale * weight
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, scale = ctx.saved_tensors
+        normed = x * scale
+        weight_grad = (grads[0] * normed).flatten(0, -2).sum(0)
+        grad = grads[0] * weight
+        mean = (grad * normed).mean(-1, keepdim=True)
+        return torch.addcmul(grad, normed, mean, value=-1) * scale, weight_grad, None
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight (Zhang and Sennrich 2019)."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu" and x.dtype == self.weight.dtype:
+            out: Tensor = _RMSNorm.apply(x, self.weight, self.eps)  # type: ignore[no-untyped-call]
+            return out
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+
+
+def weight_grad(grad: Tensor, x: Tensor) -> Tensor:
+    """grad^T x: [N, O] and [N, I] -> [O, I], some rows at a time, since oneDNN reads a transposed
+    bfloat16 matrix of many rows at half the speed."""
+    if len(x) <= 2 * ROWS:
+        return grad.T @ x
+    total = grad[:ROWS].T @ x[:ROWS]
+    for start in range(ROWS, len(x), ROWS):
+        total.addmm_(grad[start : start + ROWS].T, x[start : start + ROWS])
+    return total
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        wanted = ctx.needs_input_grad
+        grad = grads[0].flatten(0, -2)
+        return (
+            (grad @ weight).view_as(x) if wanted[0] else None,
+            weight_grad(grad, x.flatten(0, -2)) if wanted[1] else None,
+            grad.sum(0) if wanted[2] else None,
+        )
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """xW^T + b: [.., I], [O, I], [O] -> [.., O]."""
+    if x.device.type == "cpu" and x.dtype == torch.bfloat16 and torch.is_grad_enabled():
+        out: Tensor = _Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+        return out
+    return F.linear(x, weight, bias)
+
+
+class Linear(nn.Linear):
+    """A layer of `linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+class Dropout(nn.Module):
+    """Zeroes a share `p` of entries in training and scales the rest to keep the mean.
+
+    On a CPU from 16 random bits each, since torch's own draws take a sixth of a small model's step;
+    `p` is exact to 1/65536.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.share = round(p * 2**16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or not self.share:
+            return x
+        if x.device.type != "cpu":
+            return F.dropout(x, self.share / 2**16)
+        return x * keep(x, self.share)
+
+
+def keep(x: Tensor, share: int) -> Tensor:
+    """Factors like x, 0 for `share` of 65,536 entries, that keep the mean."""
+    bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    kept = bits.view(torch.int16)[: x.numel()].view(x.shape) >= share - 2**15
+    return kept.to(x.dtype).mul_(2**16 / (2**16 - share))
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float, dropout: float
+) -> Tensor:
+    """softmax(q k^T * scale + mask) v: [B, H, T, D], twice [B, K, S, D] -> [B, H, T, D].
+
+    `mask` broadcasts to [B, H, T, S]: bool, True = may attend, or added; `causal` counts without
+    one. torch's bfloat16 kernel has a backward pass on a CPU that is slower than float32's.
+    """
+    groups = q.shape[1] // k.shape[1]
+    own = q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled()
+    if own and 2 * q[..., 0].numel() * k.shape[2] <= MOST_SAVED:
+        if groups > 1:
+            k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+        if mask is None:
+            bias = _causal(q.shape[2], k.shape[2]) if causal else q.new_zeros(())
+        else:
+            bias = mask if mask.is_floating_point() else _bias(mask, q.dtype)
+        out: Tensor = _Attention.apply(q, k, v, bias, scale, dropout)  # type: ignore[no-untyped-call]
+        return out
+    return F.scaled_dot_product_attention(
+        q, k, v, mask, dropout, causal and mask is None, scale=scale, enable_gqa=groups > 1
+    )
+
+
+def _bias(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """Added to logits: 0 where a key is seen, else the lowest number, so that a query that sees
+    nothing has equal weights and not NaN."""
+    return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
+
+
+@functools.lru_cache(4)
+def _causal(n_queries: int, n_keys: int) -> Tensor:
+    seen = torch.ones(n_queries, n_keys, dtype=torch.bool).tril_(n_keys - n_queries)
+    return _bias(seen, torch.bfloat16)
+
+
+class _Attention(torch.autograd.Function):
+    """Batched matrix products around a saved softmax."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, dropout: float
+    ) -> Tensor:
+        b, h, t, d = q.shape
+        q, k, v = q.reshape(-1, t, d), k.reshape(b * h, -1, d), v.reshape(b * h, -1, d)
+        if bias.ndim <= 2:
+            logits = torch.baddbmm(bias, q, k.mT, alpha=scale)
+        else:
+            logits = torch.bmm(q, k.mT).mul_(scale)
+            logits.view(b, h, t, -1).add_(bias)
+        weights = logits.softmax(-1)
+        kept = keep(weights, round(dropout * 2**16)) if dropout else None
+        ctx.save_for_backward(q, k, v, weights, kept)
+        ctx.scale, ctx.bias_shape = scale, bias.shape
+        return torch.bmm(weights if kept is None else weights * kept, v).view(b, h, t, d)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, weights, kept = ctx.saved_tensors
+        b, h, t, d = grads[0].shape
+        grad = grads[0].reshape(-1, t, d)
+        used = weights if kept is None else weights * kept
+        grad_v = torch.bmm(used.mT, grad)
+        grad_weights = torch.bmm(grad, v.mT)
+        if kept is not None:
+            grad_weights *= kept
+        grad = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)  # noqa: SLF001
+        bias = None
+        if ctx.needs_input_grad[3]:
+            bias = grad.view(b, h, t, -1).sum_to_size(ctx.bias_shape)
+        grad_q = torch.bmm(grad, k).mul_(ctx.scale).view(b, h, t, d)
+        grad_k = torch.bmm(grad.mT, q).mul_(ctx.scale)
+        return grad_q, grad_k.view(b, h, -1, d), grad_v.view(b, h, -1, d), bias, None, None
