@@ -44,7 +44,7 @@ def lmcli(shape: str, threads: int, dropout: float = 0.0, **settings: Any) -> St
     from lmcli.model.transformer import Transformer
     from lmcli.training import precision
     from lmcli.training.optimizers import Optimizer
-    from lmcli.training.trainer import gradients
+    from lmcli.training.step import gradients
 
     layers, heads, width, context, batch, vocabulary = SHAPES[shape]
     model_config = ModelConfig(

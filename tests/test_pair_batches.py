@@ -6,10 +6,11 @@ import torch
 from test_dataset import make_store
 from test_model import make
 
+from lmcli.config.training import TrainingConfig
 from lmcli.dataset.buckets import Examples, Pairs, collate, pack
 from lmcli.model.loss import summed_nll
 from lmcli.text.tasks import Template
-from lmcli.training.trainer import forward_nll
+from lmcli.training.step import forward_nll
 
 EOS, PAD, SEP = 2, 0, 3
 NONE = Template((), ())
@@ -105,8 +106,11 @@ def test_packed_pairs_have_the_loss_of_each_alone(tmp_path):
     examples = [found.example(i) for i in range(12)]
     packed = pack(examples, 64, EOS, PAD)
     assert len(packed.input_ids) < 12
-    alone = sum(forward_nll(model, collate([e], EOS, PAD), "cpu") for e in examples)
-    torch.testing.assert_close(forward_nll(model, packed, "cpu"), alone, rtol=1e-5, atol=1e-4)
+    config = TrainingConfig()
+    alone = sum(forward_nll(model, collate([e], EOS, PAD), "cpu", config) for e in examples)
+    torch.testing.assert_close(
+        forward_nll(model, packed, "cpu", config), alone, rtol=1e-5, atol=1e-4
+    )
     assert packed.loss_mask.sum() == sum(e.n_scored for e in examples)
 
 

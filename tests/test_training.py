@@ -147,11 +147,9 @@ def test_wsd_decays_over_its_last_share():
 
 
 def test_a_run_that_diverges_ends_with_70(cli, tiny_copy, monkeypatch):
-    from lmcli.training import trainer
+    from lmcli.training import step
 
-    monkeypatch.setattr(
-        trainer, "forward_nll", lambda m, *rest: m.embed.weight.sum() * float("nan")
-    )
+    monkeypatch.setattr(step, "forward_nll", lambda m, *rest: m.embed.weight.sum() * float("nan"))
     result = train(cli, "--name", "nan", "--steps", 5)
     assert result.code == 70 and "step 1: loss nan" in result.err
     assert cli("status", "nan", "--field", "exit").out == "70\n"

@@ -199,6 +199,7 @@ def _run(*words: str) -> None:
 
 def _plan_steps(run: Path, data: str, settings: dict[str, Any], seconds: float, force: bool) -> int:
     """How many steps fit into the time, by running a few in memory; an earlier plan is law."""
+    from lmcli.runs.config import Asked
     from lmcli.runs.start import measure
 
     if run.exists() and not force:
@@ -206,7 +207,7 @@ def _plan_steps(run: Path, data: str, settings: dict[str, Any], seconds: float, 
         steps = int(inventory.status(run).get("steps") or stored)
         console.say(f"\n{steps} steps were planned the first time; --force plans anew")
         return steps
-    rate = measure(run.parent.parent, data, settings)
+    rate, _ = measure(run.parent.parent, Asked(data, given=settings))
     steps = max(20, int(seconds / rate) // 10 * 10)
     console.say(f"\na step takes {rate:.2f} s here: {steps} steps fit")
     return steps

@@ -22,6 +22,10 @@ def how(function: Callable[..., Any]) -> Callable[..., Any]:
     function = options.force_option(options.common(function))
     text = "Print the resolved config and stop."
     function = click.option("--dry-run", is_flag=True, help=text)(function)
+    text = "Trace N steps to RUN.trace.json, for chrome://tracing, and show where time goes."
+    function = click.option("--profile", type=click.IntRange(0), metavar="N", default=0, help=text)(
+        function
+    )
     text = "Save and stop (exit code 75) before 3h55m, say, are over."
     return click.option("--max-time", metavar="TIME", help=text)(function)
 
@@ -61,6 +65,7 @@ def run_training(
     name: str,
     asked: dict[str, Any],
     max_time: str | None,
+    profile: int,
     dry_run: bool,
     force: bool,
     root: Path,
@@ -75,7 +80,7 @@ def run_training(
         from lmcli.runs.config import Asked
         from lmcli.runs.start import train
 
-        status = train(root, name, Asked(**asked), stop, dry_run, force)
+        status = train(root, name, Asked(**asked, profile=profile), stop, dry_run, force)
     if dry_run or as_json:
         console.answer(json.dumps(status, indent=2 if dry_run else None))
     else:

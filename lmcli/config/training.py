@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 
 from lmcli.config.fields import option
+from lmcli.config.units import parse_duration
 from lmcli.errors import UsageError
 
 # What may change when a run is continued; each change is recorded as an event in the run.
 CHANGEABLE = (
-    *("steps", "eval_every", "save_every", "log_every", "device"),
+    *("steps", "eval_every", "eval_prompt", "save_every", "log_every", "device"),
     *("on_nonfinite", "on_spike", "spike_sigma", "max_skips"),
 )
 
@@ -20,6 +21,14 @@ class StartConfig:
     preset: str | None = option(
         None, "model shape, nano to gpt2-xl or transformer-tiny to -big; settings win"
     )
+    size: int | None = option(
+        None,
+        "the dial: about this many parameters in the blocks (1M, 10M, 1B); shape, batch, rate and "
+        "steps follow from it (docs/recipes.md)",
+        low=50_000,
+        unit="count",
+    )
+    ratio: float | None = option(None, "with size: tokens per parameter; default 20", low=0.01)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +58,9 @@ class TrainingConfig:
         choices=("cosine", "linear", "constant", "wsd", "inverse-sqrt"),
     )
     warmup_steps: int = option(20, "steps of linear warm-up", low=0, unit="count")
+    warmup_tokens: int = option(
+        0, "tokens of linear warm-up instead of steps; 0: warmup_steps", low=0, unit="count"
+    )
     decay_fraction: float = option(0.4, "share of the steps that wsd decays over", low=0, high=1)
     final_lr_fraction: float = option(0.0, "learning rate at the end, of the peak", low=0, high=1)
     weight_decay: float = option(0.1, "decoupled weight decay on matrices", low=0)
@@ -58,12 +70,19 @@ class TrainingConfig:
     label_smoothing: float = option(
         0.0, "share of a target's mass given to all tokens, in training", low=0, high=0.9
     )
+    z_loss: float = option(
+        0.0, "weight of the squared log of the softmax's sum, which keeps logits small", low=0
+    )
+    ema: float = option(
+        0.0, "decay of a running mean of the weights, which is what is used; 0: off", low=0, high=1
+    )
     grad_clip: float = option(1.0, "clip the gradient norm to this; 0: off", low=0)
     seed: int = option(0, "seed of weights, data order and dropout", low=0)
     eval_every: int = option(100, "validate every N steps; 0: at the end", low=0, unit="count")
     eval_tokens: int = option(
         65536, "validate on the first N tokens of the split; 0: all", low=0, unit="count"
     )
+    eval_prompt: str | None = option(None, "completed and shown at each validation")
     save_every: int = option(100, "checkpoint every N steps; 0: at the end", low=0, unit="count")
     log_every: int = option(10, "log every N steps", low=1, unit="count")
     keep_last: int = option(2, "newest checkpoints kept besides the best", low=1)
@@ -99,6 +118,13 @@ class TrainingConfig:
         "compute precision; weights stay float32",
         choices=("auto", "float32", "bfloat16"),
     )
+    compile: str = option(
+        "auto", "torch.compile, where it pays back within the run", choices=("auto", "on", "off")
+    )
+    recompute: bool = option(False, "keep no activations of a block, but compute them again")
+    budget: str | None = option(
+        None, "wall-clock time of the whole run, such as 10min: steps follow, decay ends with it"
+    )
     threads: int = option(0, "CPU threads; 0: all cores this process may use", low=0, high=1024)
 
     def __post_init__(self) -> None:
@@ -106,3 +132,5 @@ class TrainingConfig:
             raise UsageError(f"--lr must be above 0, not {self.lr:g}")
         if self.patience and not self.eval_every:
             raise UsageError("--patience counts validations; --eval-every 0 has only the last")
+        if self.budget is not None:
+            parse_duration(self.budget)

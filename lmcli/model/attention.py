@@ -82,7 +82,7 @@ class Attention(nn.Module):
             return None
         bias = torch.cat([layer.bias for layer in layers]) if self.q_proj.bias is not None else None
         joined = linear(x, torch.cat([layer.weight for layer in layers]), bias)
-        return joined.split([layer.out_features for layer in layers], -1)
+        return torch.split(joined, [layer.out_features for layer in layers], -1)
 
     def keys_values(
         self, memory: Tensor, merged: tuple[Tensor, ...] | None = None

@@ -42,17 +42,20 @@ def summed_nll(
     targets: Tensor,
     loss_mask: Tensor | None = None,
     label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
 ) -> Tensor:
     """Nats summed over the targets whose `loss_mask` is True (None: all); divide by their number
     once. The others never reach the output layer, which is most of the work of a small model.
 
     `label_smoothing` moves that share of a target's mass to all tokens alike (Szegedy et al. 2016).
+    `z_loss` pulls the log of the softmax's sum to 0 by this times its square, in the gradients
+    alone (Chowdhery et al. 2022, section 5): nats stay nats.
     """
     rows, flat = hidden.flatten(0, -2), targets.flatten()
     if loss_mask is not None:
         rows, flat = rows[loss_mask.flatten()], flat[loss_mask.flatten()]
     weight, bias = model.output_weight, model.output_bias_or_none
-    total: Tensor = _SummedNLL.apply(rows, weight, bias, flat, label_smoothing)  # type: ignore[no-untyped-call]
+    total: Tensor = _SummedNLL.apply(rows, weight, bias, flat, label_smoothing, z_loss)  # type: ignore[no-untyped-call]
     return total
 
 
@@ -68,6 +71,7 @@ class _SummedNLL(torch.autograd.Function):
         bias: Tensor | None,
         targets: Tensor,
         smoothing: float,
+        z_loss: float,
     ) -> Tensor:
         n_vocab, learns = len(weight), any(ctx.needs_input_grad)
         total = rows.new_zeros((), dtype=torch.float32)
@@ -89,6 +93,8 @@ class _SummedNLL(torch.autograd.Function):
             total += (mass - wanted).sum()
             if grad_rows is None or grad_weight is None:
                 continue
+            if z_loss:
+                grad *= (1 + 2 * z_loss * mass).to(grad.dtype)
             if smoothing:
                 grad -= smoothing / n_vocab
             grad.scatter_add_(1, t, grad.new_full((1, 1), smoothing - 1).expand_as(t))
@@ -102,4 +108,4 @@ class _SummedNLL(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         scaled = [None if g is None else g * grads[0].to(g.dtype) for g in ctx.saved_tensors]
-        return (*scaled, None, None)
+        return (*scaled, None, None, None)

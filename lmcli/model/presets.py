@@ -1,5 +1,6 @@
 """Model shapes by name: a modern family that grows, GPT-2 and the 2017 Transformer as published."""
 
+import math
 from typing import Any
 
 from lmcli.config.fields import suggest
@@ -93,6 +94,33 @@ TRAINING: dict[str, dict[str, Any]] = {
     }
     for size, (lr, warmup) in _PEAK.items()
 }
+
+
+N_BLOCK = 12 * 64**2  # of the sizes: k blocks of k heads of 64 have this times k^3 parameters
+
+
+def sized(parameters: int, ratio: float) -> tuple[ModelConfig, dict[str, Any]]:
+    """The shape of about so many parameters in its blocks, and how to train it on `ratio` tokens
+    for each: one number k gives k blocks of k heads of 64 (docs/recipes.md)."""
+    k = max(1, round((parameters / N_BLOCK) ** (1 / 3)))
+    context = 256 if k <= 6 else 512 if k <= 10 else 1024
+    tokens = ratio * N_BLOCK * k**3
+    batch = 2 ** max(0, round(math.log2(2 * math.sqrt(tokens) / context)))
+    steps = max(1, math.ceil(tokens / (batch * context)))
+    training = {
+        "optimizer": "muon",
+        "lr": 0.02,
+        "batch_size": batch,
+        "micro_batch_size": min(batch, max(1, 8192 // context)),
+    } | paced(steps)
+    return _modern(k, k, 64 * k, context), training
+
+
+def paced(steps: int) -> dict[str, Any]:
+    """Schedule and intervals of a run whose number of steps was derived."""
+    every = max(1, steps // 20)
+    pace = {"steps": steps, "schedule": "wsd", "decay_fraction": 0.6}
+    return pace | {"warmup_steps": min(100, every), "eval_every": every, "save_every": every}
 
 
 def preset(name: str) -> ModelConfig:

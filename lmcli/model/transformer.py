@@ -6,6 +6,7 @@ the same block. Parameter names are the file format.
 Shapes: B batch, T target length, S source length, H heads, C d_model, V vocabulary.
 """
 
+import functools
 import hashlib
 import math
 from collections.abc import Callable
@@ -99,6 +100,7 @@ class Stack(nn.Module):
     ) -> None:
         super().__init__()
         self.causal, self.window, self.config = causal, config.sliding_window, config
+        self.recompute = False  # keep no activations of a block for the backward pass
         self.blocks = nn.ModuleList(Block(config, cross_attention) for _ in range(n_layers))
         self.norm = make_norm(config) if config.norm_position == "pre" else None
         # T5 shares one table of 32 distance buckets among the layers of a stack.
@@ -154,7 +156,12 @@ class Stack(nn.Module):
         if self.config.position == "rope":
             rotary = rotation(positions, self.config, x.dtype)
         for i, block in enumerate(self.blocks):
-            x = block(
+            run: Callable[..., Tensor] = block
+            if self.recompute and self.training:
+                from torch.utils.checkpoint import checkpoint  # imports torch._dynamo
+
+                run = functools.partial(checkpoint, block, use_reentrant=False)
+            x = run(
                 x,
                 mask,
                 self.causal,

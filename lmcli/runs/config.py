@@ -1,6 +1,9 @@
 """A run's config.json, and how it follows from what the user gave."""
 
 import dataclasses
+import math
+import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +16,13 @@ from lmcli.config import fields
 from lmcli.config.model import ModelConfig
 from lmcli.config.training import CHANGEABLE, TrainingConfig
 from lmcli.config.tuning import TuningConfig
+from lmcli.config.units import parse_duration
 from lmcli.dataset.batches import Batches, Windows
 from lmcli.dataset.buckets import Examples, Pairs
 from lmcli.dataset.store import Dataset
 from lmcli.errors import DataError, MismatchError, UsageError
 from lmcli.model import lora
-from lmcli.model.presets import TRAINING, preset
+from lmcli.model.presets import TRAINING, preset, sized
 from lmcli.model.transformer import Transformer
 from lmcli.model.transformer import parameters as parameters
 from lmcli.text import tasks
@@ -32,10 +36,15 @@ CONFIG_FORMAT = 1
 AUTOMATIC = (
     *("vocab_size", "head_dim", "n_kv_heads", "n_encoder_layers", "d_ff"),
     *("attention_scale", "embedding_scale"),
-    *("micro_batch_size", "threads", "device", "dtype"),
+    *("micro_batch_size", "threads", "device", "dtype", "compile"),
 )
 SHAPE = {f.name for f in dataclasses.fields(ModelConfig)}
 TUNING = {f.name for f in dataclasses.fields(TuningConfig)}
+RATIO = 20.0  # tokens per parameter (Hoffmann et al. 2022)
+WORTH_COMPILING = 900.0  # seconds
+# Operations a second that are likely reached, by device and precision.
+RATES = {("cpu", "float32"): 1.5e11, ("cpu", "bfloat16"): 7e11, ("cuda", "bfloat16"): 2e14}
+RATES |= {("cuda", "float32"): 3e13, ("mps", "float32"): 2e12, ("mps", "bfloat16"): 2e12}
 FOR_PAIRS = ("task", "template", "batch_tokens", "pack", "best_by")
 BATCH_TOKENS = 4096  # of pairs, where neither --batch-tokens nor --batch-size is given
 FREE = ("dropout", "attention_dropout")  # what says nothing about the weights
@@ -124,7 +133,11 @@ class RunConfig:
         """The mean of checkpoints as weights of a plain model: low-rank updates are merged."""
         total: dict[str, Tensor] = {}
         for folder in folders:
-            tensors = lora.merged(checkpoint.load_tensors(folder / layout.MODEL), self.tuning)
+            tensors = checkpoint.load_tensors(folder / layout.MODEL)
+            if self.data and self.training.ema and (folder / layout.OPTIMIZER).exists():
+                state = checkpoint.load_tensors(folder / layout.OPTIMIZER)
+                tensors |= {n[4:]: t for n, t in state.items() if n.startswith("ema.")}
+            tensors = lora.merged(tensors, self.tuning)
             total = {n: total[n] + t for n, t in tensors.items()} if total else tensors
         return {n: t / len(folders) for n, t in total.items()} if len(folders) > 1 else total
 
@@ -172,6 +185,7 @@ class Asked:
     origin: str | None = None  # --from: the run whose best weights a new one begins with
     given: dict[str, Any] = dataclasses.field(default_factory=dict)
     usual: dict[str, Any] = dataclasses.field(default_factory=dict)  # instead of the defaults
+    profile: int = 0  # steps to trace
 
 
 def check_tokenizer(run: Path, data: str, dataset: Dataset) -> None:
@@ -199,7 +213,16 @@ def plan(root: Path, asked: Asked) -> tuple[RunConfig, Dataset, Begin | None]:
     if dataset.vocab_size != tokenizer.vocab_size:
         raise DataError(f"{dataset.path}: its vocab_size is not its tokenizer's; rebuild it")
     if asked.origin is None:
-        model, usual = shape(asked.preset or "nano", given), TRAINING.get(asked.preset or "", {})
+        given = dict(given)
+        size, ratio = given.pop("size", None), given.pop("ratio", None)
+        if size is not None and asked.preset is not None:
+            raise UsageError(f"--size {size} and --preset {asked.preset}: give one of them")
+        if ratio is not None and size is None:
+            raise UsageError("--ratio is tokens per parameter of --size")
+        base, usual = preset(asked.preset or "nano"), TRAINING.get(asked.preset or "", {})
+        if size is not None:
+            base, usual = sized(size, ratio or RATIO)
+        model = shape(base, given)
     else:
         run = layout.find(root, asked.origin, "run")
         check_tokenizer(run, data, dataset)
@@ -227,15 +250,25 @@ def plan(root: Path, asked: Asked) -> tuple[RunConfig, Dataset, Begin | None]:
         raise UsageError("--lora-rank updates weights that are there: name a run with --from")
     machine = precision.resolve(training.device, training.dtype, training.threads)
     whole = 0 if training.batch_tokens else training.batch_size
+    per_step = training.batch_tokens or whole * model.context_length
+    if training.warmup_tokens:
+        warmup = math.ceil(training.warmup_tokens / per_step)
+        training = dataclasses.replace(training, warmup_steps=warmup)
+    compiled = training.compile
+    if compiled == "auto":
+        pays = not dataset.sources and pays_to_compile(model, training, machine, per_step)
+        compiled = "on" if pays else "off"
     training = dataclasses.replace(
         training,
+        compile=compiled,
         device=machine.device,
         dtype=machine.dtype,
         threads=machine.threads,
         micro_batch_size=training.micro_batch_size or whole,
         keep_last=max(training.keep_last, training.average_last),
     )
-    console.say(f"{machine.device}, {machine.dtype}, {machine.threads} threads: {machine.why}")
+    how = f"{machine.device}, {machine.dtype}, {machine.threads} threads, compile {compiled}"
+    console.say(f"{how}: {machine.why}")
     named = {"name": data, "id": dataset.manifest.id}
     return RunConfig(model, training, named, origin, tuning), dataset, begin
 
@@ -259,15 +292,32 @@ def _for_pairs(
     return usual | given | {"task": task, "template": text}
 
 
-def shape(preset_name: str, given: dict[str, Any]) -> ModelConfig:
-    """A preset with the model settings of `given` in place of its own; not yet resolved."""
+def pays_to_compile(
+    model: ModelConfig, training: TrainingConfig, machine: precision.Machine, tokens: int
+) -> bool:
+    """Whether a run of windows is so long that a few percent are worth half a minute.
+
+    It is guessed from its arithmetic, so that the same command decides the same on one machine.
+    """
+    weights = sum(math.prod(s) for n, s in parameters(model).items() if not n.startswith("embed"))
+    seconds = 6 * weights * tokens * training.steps / RATES[machine.device, machine.dtype]
+    if training.budget is not None:
+        seconds = parse_duration(training.budget)
+    there = machine.device == "cuda" or bool(shutil.which(os.environ.get("CXX", "g++")))
+    return there and seconds > WORTH_COMPILING
+
+
+def shape(base: ModelConfig | str, given: dict[str, Any]) -> ModelConfig:
+    """A preset, or its name, with the model settings of `given` in place of its own; not yet
+    resolved."""
     own = {k: v for k, v in given.items() if k in SHAPE}
-    base = dataclasses.asdict(preset(preset_name)) | {"vocab_size": 0}
+    base = preset(base) if isinstance(base, str) else base
+    values = dataclasses.asdict(base) | {"vocab_size": 0}
     # A derived value follows the one it derives from, unless the user pinned both.
     for key, pinned in DERIVED:
         if pinned in own:
-            base[key] = 0
-    return fields.build(ModelConfig, base | own)
+            values[key] = 0
+    return fields.build(ModelConfig, values | own)
 
 
 def shape_of(source: RunConfig, asked: Asked) -> ModelConfig:
@@ -288,8 +338,12 @@ def changes(stored: RunConfig, current: TrainingConfig, asked: Asked) -> dict[st
             "choose another --name"
         )
     wanted = dict(asked.given)
-    if asked.preset is not None:
-        model = shape(asked.preset, asked.given).resolved(stored.model.vocab_size)
+    size, ratio = wanted.pop("size", None), wanted.pop("ratio", None)
+    base = preset(asked.preset) if asked.preset is not None else None
+    if size is not None:
+        base, _ = sized(size, ratio or RATIO)
+    if base is not None:
+        model = shape(base, wanted).resolved(stored.model.vocab_size)
         wanted |= dataclasses.asdict(model)
     changes = {}
     for key, value in wanted.items():

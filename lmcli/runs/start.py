@@ -6,6 +6,7 @@ The Trainer cannot tell them apart: given weights are a checkpoint of step 0.
 
 import dataclasses
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from lmcli.config.evaluation import EvaluationConfig
 from lmcli.config.generation import GenerationConfig
 from lmcli.config.scoring import ScoringConfig
 from lmcli.config.training import TrainingConfig
-from lmcli.config.units import show_count
+from lmcli.config.units import parse_duration, show_count
 from lmcli.dataset.buckets import Pairs
 from lmcli.dataset.store import Dataset
 from lmcli.errors import MismatchError, UsageError
@@ -28,36 +29,69 @@ from lmcli.evaluation.evaluate import SplitScorer, decode_pairs
 from lmcli.inference.engine import Engine
 from lmcli.metrics import perplexity
 from lmcli.model import lora
+from lmcli.model.presets import N_BLOCK, paced
 from lmcli.model.transformer import Transformer, Unset
-from lmcli.runs.config import Asked, RunConfig, changes, parameters, plan
+from lmcli.runs.config import RATIO, SHAPE, Asked, RunConfig, changes, parameters, plan
 from lmcli.signals import StopRequest
 from lmcli.text.tokenizer import Tokenizer
 from lmcli.training import checkpoint, events, precision
 from lmcli.training.optimizers import Optimizer
 from lmcli.training.precision import Working
-from lmcli.training.trainer import Evaluate, Trainer, gradients, write_status
+from lmcli.training.step import gradients
+from lmcli.training.trainer import Evaluate, Trainer, write_status
+
+BUDGET_RATIO = 2.0  # tokens per parameter that a run by the clock should see
 
 
-def measure(root: Path, data: str, given: dict[str, Any], n_steps: int = 12) -> float:
-    """Seconds per training step of a config here, by a few steps that are thrown away."""
-    config, dataset, _ = plan(root, Asked(data, given=given))
-    machine = precision.resolve(
-        config.training.device, config.training.dtype, config.training.threads
-    )
+def measure(root: Path, asked: Asked, n_steps: int = 12) -> tuple[float, int]:
+    """Seconds and tokens of a training step here, by a few steps that are thrown away."""
+    config, dataset, _ = plan(root, asked)
+    training = config.training
+    machine = precision.resolve(training.device, training.dtype, training.threads)
     precision.prepare(machine)
     model = config.build()
     model.init_weights(0)
     model.to(machine.device)
     batches = config.batches(dataset, Tokenizer.load(dataset.path / layout.TOKENIZER))
-    optimizer, working = Optimizer(model, config.training), Working(model, machine)
-    took = []
+    optimizer, working = Optimizer(model, training), Working(model, machine)
+    took, tokens = [], 0
     for step in range(n_steps):
         began = time.perf_counter()
-        gradients(working, batches, config.training, step + 1, step)
+        tokens = gradients(working, batches, training, step + 1, step)[2]
         optimizer.step(0.0)
         working.refresh()
         took.append(time.perf_counter() - began)
-    return sorted(took[n_steps // 3 :])[n_steps // 3]  # the first ones warm up
+        if sum(took) > 10 and step >= 3:
+            break
+    return sorted(took[len(took) // 3 :])[len(took) // 3], tokens  # the first ones warm up
+
+
+def fit_budget(root: Path, asked: Asked) -> Asked:
+    """With steps, and a size where no shape is given, that a new run's `budget` allows here.
+
+    Of the sizes that can see `BUDGET_RATIO` tokens per parameter in time the largest is taken
+    (docs/recipes.md), each measured by a few steps.
+    """
+    given = asked.given
+    if given.get("budget") is None or "steps" in given or asked.data is None:
+        return asked
+    seconds = parse_duration(given["budget"])
+    shaped = asked.preset or asked.origin or given.keys() & (SHAPE | {"size"})
+    blocks, ratio = 2, RATIO
+    while True:
+        sized = given if shaped else given | {"size": N_BLOCK * blocks**3, "ratio": ratio}
+        rate, tokens = measure(root, dataclasses.replace(asked, given=sized))
+        steps = max(1, int(0.95 * seconds / rate))
+        if shaped:
+            break
+        ratio = steps * tokens / (N_BLOCK * blocks**3)
+        larger = ratio * (blocks / (blocks + 1)) ** 6  # parameters and time of a token: both cubes
+        if larger < BUDGET_RATIO:
+            break
+        blocks = max(blocks + 1, int(blocks * (ratio / BUDGET_RATIO) ** (1 / 6)))
+    console.say(f"a step takes {rate:.2f} s here: about {steps:,} steps in {given['budget']}")
+    found = paced(steps) | sized | {"steps": steps}
+    return dataclasses.replace(asked, given=found)
 
 
 Planned = tuple[RunConfig, bytes, dict[str, str], dict[str, Tensor] | None]
@@ -65,7 +99,7 @@ Planned = tuple[RunConfig, bytes, dict[str, str], dict[str, Tensor] | None]
 
 def new(root: Path, asked: Asked) -> Planned:
     """What `create` needs of a new run whose dataset holds at least one batch."""
-    config, dataset, begin = plan(root, asked)
+    config, dataset, begin = plan(root, fit_budget(root, asked))
     config.batches(dataset, Tokenizer.load(dataset.path / layout.TOKENIZER))
     parents = {"dataset": dataset.manifest.id, **dataset.manifest.parents}
     weights = None
@@ -195,6 +229,7 @@ def open_trainer(root: Path, run: Path, asked: Asked) -> Trainer | None:
         stored.training,
         machine,
         validation(stored, dataset, tokenizer, current),
+        asked.profile,
     )
     trainer.restore(found)
     if change:
@@ -234,8 +269,9 @@ def validation(
     reader = stored.reader(dataset, "val", tokenizer) if dataset.sources else None
     scorer = SplitScorer(store, tokenizer, stored.model, config, reader)
     metric = training.best_by if training.best_by != "loss" else None
+    prompt = training.eval_prompt
 
-    def evaluate(model: Transformer, step: int) -> dict[str, float]:
+    def evaluate(model: Transformer, step: int, say: Callable[[str], None]) -> dict[str, float]:
         model.eval()
         engine = Engine(model, tokenizer.eos_id, tokenizer.pad_id)
         counts = scorer.score(engine)
@@ -245,6 +281,12 @@ def validation(
             greedy = GenerationConfig(temperature=0, batch_size=64)
             outputs = decode_pairs(engine, reader, tokenizer, greedy, training.eval_pairs)
             found[f"val_{metric}"] = outputs.score(metric, ScoringConfig()).value
+        if prompt is not None:
+            template = stored.template(tokenizer)
+            ids = tokenizer.encode(prompt)
+            sampling = GenerationConfig(seed=step)
+            done = engine.generate([template.prompt(ids) if template else ids], sampling)
+            say(f"step {step}  {prompt}{tokenizer.decode(done[0][0].ids)}")
         return found
 
     return evaluate

@@ -1,8 +1,8 @@
 """Muon: momentum, orthogonalised (Jordan et al. 2024, "Muon: an optimizer for hidden layers").
 
-The same update as torch.optim.Muon, with two differences that matter on a CPU without bfloat16
-units, where torch's takes longer than the forward and backward passes: the Newton-Schulz iteration
-runs in float32 there, and matrices of one shape go through it together.
+The same update as torch.optim.Muon, with two differences that matter on a CPU: without bfloat16
+units, where torch's takes longer than the forward and backward passes, the Newton-Schulz iteration
+runs in float32, and matrices of one shape go through it together.
 """
 
 from collections import defaultdict
@@ -14,14 +14,12 @@ from torch import Tensor
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
-def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
+def orthogonalise(matrices: Tensor, dtype: torch.dtype = torch.float32, steps: int = 5) -> Tensor:
     """[N, R, C] -> nearly orthogonal matrices of the same row and column spaces."""
     a, b, c = COEFFICIENTS
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
-    if x.device.type == "cuda":
-        x = x.bfloat16()
-    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    x = (x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)).to(dtype)
     for _ in range(steps):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
@@ -35,8 +33,13 @@ class Muon:
     The update's size follows the matrix shape by sqrt(max(1, rows / columns)).
     """
 
-    def __init__(self, groups: list[dict[str, Any]], momentum: float = 0.95) -> None:
-        self.param_groups, self.momentum = groups, momentum
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        momentum: float = 0.95,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.param_groups, self.momentum, self.dtype = groups, momentum, dtype
         self.state: dict[Tensor, dict[str, Tensor]] = defaultdict(dict)
 
     @torch.no_grad()
@@ -59,7 +62,7 @@ class Muon:
                     grads.append(grad.lerp(buffer, self.momentum))
                 rate = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
                 for parameter, update in zip(
-                    parameters, orthogonalise(torch.stack(grads)), strict=True
+                    parameters, orthogonalise(torch.stack(grads), self.dtype), strict=True
                 ):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
                     parameter.add_(update, alpha=-rate)

@@ -88,15 +88,27 @@ class Optimizer:
         self.optimizers: list[AdamW | Muon] = [AdamW(adam, betas, config.adam_eps)]
         if matrices:
             group = {"params": matrices, "share": 1.0, "weight_decay": config.weight_decay}
-            self.optimizers.append(Muon([group]))
+            low = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+            self.optimizers.append(Muon([group], dtype=low))
+        self.decay, self.mean = config.ema, dict[Tensor, Tensor]()
 
-    def step(self, lr: float) -> None:
-        """One update at the learning rate `lr`; frees the gradients."""
+    def step(self, lr: float, step: int = 1) -> None:
+        """Update number `step` at the learning rate `lr`; frees the gradients."""
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr * group["share"]
             optimizer.step()
         self.zero_grad()
+        if self.decay:
+            self._average(step)
+
+    @torch.no_grad()
+    def _average(self, step: int) -> None:
+        """Moves the running mean, which forgets faster at first."""
+        if not self.mean:
+            self.mean = {p: p.detach().clone() for p in self.names}
+        share = max(1 - self.decay, 9 / (9 + step))
+        torch._foreach_lerp_(list(self.mean.values()), list(self.mean), share)  # noqa: SLF001
 
     def zero_grad(self) -> None:
         for parameter in self.names:
@@ -105,12 +117,13 @@ class Optimizer:
     def reset(self) -> None:
         """As before the first step."""
         self.zero_grad()
+        self.mean = {}
         for optimizer in self.optimizers:
             optimizer.state.clear()
 
     def state_tensors(self) -> dict[str, Tensor]:
         """`<state>.<parameter name>` -> tensor, for safetensors."""
-        tensors = {}
+        tensors = {f"ema.{self.names[p]}": mean for p, mean in self.mean.items()}
         for optimizer in self.optimizers:
             for parameter, state in optimizer.state.items():
                 for key, value in state.items():
@@ -129,8 +142,13 @@ class Optimizer:
             if name not in parameters:
                 raise DataError(f"optimizer state {key!r} belongs to no parameter of this model")
             parameter = parameters[name]
+            if state == "ema":
+                self.mean[parameter] = value.to(parameter.device)
+                continue
             owner[parameter].state[parameter][state] = value.to(parameter.device)
         for parameter, name in self.names.items() if tensors else ():
+            if self.decay and self.mean.get(parameter, torch.empty(0)).shape != parameter.shape:
+                raise DataError(f"the running mean of parameter {name!r} does not fit it")
             full = MUON_STATE if isinstance(owner[parameter], Muon) else ADAM_STATE
             wanted = dict.fromkeys(full, parameter.shape)
             if full is ADAM_STATE:

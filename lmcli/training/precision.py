@@ -1,13 +1,17 @@
 """Which device, precision and threads: chosen once, before step 1, and stored in the run."""
 
+import contextlib
 import copy
 import ctypes
 import os
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lmcli.errors import DeviceError
 from lmcli.model.transformer import Transformer
@@ -30,6 +34,20 @@ class Machine:
         if self.dtype == "float32":
             return model
         return copy.deepcopy(model).to(getattr(torch, self.dtype))
+
+    def matmul_peak(self) -> float:
+        """Operations a second of the best of some large matrix products in this precision."""
+        best, dtype = 0.0, getattr(torch, self.dtype)
+        for rows, width in ((2048, 512), (2048, 1024), (8192, 4096)):
+            if self.device == "cpu" and rows * width > 2**22:
+                continue
+            a = torch.ones(rows, width, dtype=dtype, device=self.device)
+            b = torch.ones(width, 2 * width, dtype=dtype, device=self.device)
+            for _ in range(4):
+                began = time.perf_counter()
+                (a @ b)[0, 0].item()
+                best = max(best, 4 * rows * width**2 / (time.perf_counter() - began))
+        return best
 
     def environment(self) -> dict[str, Any]:
         """What the bits of a step depend on besides config and data."""
@@ -56,10 +74,16 @@ class Working:
     Without a lower precision it is the model itself and nothing is copied.
     """
 
-    def __init__(self, model: Transformer, machine: Machine) -> None:
+    def __init__(
+        self, model: Transformer, machine: Machine, compiled: bool = False, recompute: bool = False
+    ) -> None:
         self.master, self.model = model, machine.working(model)
         pairs = zip(model.parameters(), self.model.parameters(), strict=True)
         self.learn = [(m, w) for m, w in pairs if m.requires_grad]
+        for stack in filter(None, (self.model.encoder, self.model.decoder)):
+            stack.recompute = recompute
+        self.compiled = compiled
+        self.forward: Callable[..., Tensor] = torch.compile(self.model) if compiled else self.model
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -67,6 +91,23 @@ class Working:
         if self.model is not self.master:
             masters, working = zip(*self.learn, strict=True)
             torch._foreach_copy_(working, masters)  # noqa: SLF001
+
+    @contextlib.contextmanager
+    def averaged(self, mean: dict[Tensor, Tensor]) -> Iterator[None]:
+        """With a running mean of the weights in their place; nothing changes where it is empty."""
+        own = {p: p.detach().clone() for p in mean}
+        try:
+            self._take(mean)
+            yield
+        finally:
+            self._take(own)
+
+    @torch.no_grad()
+    def _take(self, weights: dict[Tensor, Tensor]) -> None:
+        for parameter, value in weights.items():
+            parameter.copy_(value)
+        if weights:
+            self.refresh()
 
     @torch.no_grad()
     def collect(self) -> None:
@@ -78,6 +119,13 @@ class Working:
                 else:
                     master.grad += working.grad
                 working.grad = None
+
+
+def compiler_failed(error: Exception) -> bool:
+    """Whether torch.compile is what failed, for want of a C++ compiler, say."""
+    return any(
+        c.__module__.startswith(("torch._dynamo", "torch._inductor")) for c in type(error).mro()
+    )
 
 
 def usable_cores() -> int:

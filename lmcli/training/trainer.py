@@ -20,8 +20,8 @@ import torch
 from lmcli import console
 from lmcli.artifacts import files, inventory, layout, manifest
 from lmcli.config.training import TrainingConfig
-from lmcli.config.units import show_count
-from lmcli.dataset.batches import Batch, Batches
+from lmcli.config.units import parse_duration
+from lmcli.dataset.batches import Batches
 from lmcli.errors import (
     DataError,
     DivergedError,
@@ -31,18 +31,19 @@ from lmcli.errors import (
     exit_code,
     out_of_memory,
 )
-from lmcli.model.loss import summed_nll
 from lmcli.model.transformer import Transformer
-from lmcli.randomness import mix
 from lmcli.signals import StopRequest
 from lmcli.training import checkpoint, events, health
 from lmcli.training.checkpoint import State
+from lmcli.training.clock import Clock
 from lmcli.training.health import Verdict
 from lmcli.training.optimizers import Optimizer
-from lmcli.training.precision import Machine, Working
+from lmcli.training.precision import Machine, Working, compiler_failed
 from lmcli.training.schedules import lr_factor
+from lmcli.training.step import gradients
 
-Evaluate = Callable[[Transformer, int], dict[str, float]]
+# What the model at a step scores; what it has to say goes to the last argument.
+Evaluate = Callable[[Transformer, int, Callable[[str], None]], dict[str, float]]
 
 
 class Trainer:
@@ -50,7 +51,8 @@ class Trainer:
 
     `events` of the run are replayed: from the step after one, the config has its changes, the
     batches it left out are left out, and a step that was skipped is skipped again.
-    `evaluate(model, step)` returns the numbers to log, `val_loss` (nats per token) among them.
+    `evaluate` returns the numbers to log, `val_loss` (nats per token) among them. `profile`
+    is the number of steps to trace.
     """
 
     def __init__(
@@ -62,10 +64,11 @@ class Trainer:
         config: TrainingConfig,
         machine: Machine,
         evaluate: Evaluate | None,
+        profile: int = 0,
     ) -> None:
         self.run, self.model, self.optimizer, self.batches = run, model, optimizer, batches
         self.machine, self.evaluate = machine, evaluate
-        self.working = Working(model, machine)
+        self.working = Working(model, machine, config.compile == "on", config.recompute)
         self._configs = [(0, config)]
         self._skips: dict[int, str] = {}
         self._rewinds: list[tuple[int, int]] = []  # step, batches left out after it
@@ -74,6 +77,7 @@ class Trainer:
             self._replay(event)
         self.perf = files.Log(run / layout.PERF)
         self.state = checkpoint.START
+        self.clock, self.profile = Clock(model, machine, config), profile
 
     @property
     def config(self) -> TrainingConfig:
@@ -132,7 +136,8 @@ class Trainer:
         """
         self._status("running", None, "")
         try:
-            self._loop(stop, until or self.config.steps)
+            with self.clock.profiling(self.profile, Path(f"{self.run.name}.trace.json")):
+                self._loop(stop, until)
         except BaseException as error:
             kind = "interrupted" if isinstance(error, Interrupted) else "failed"
             code = exit_code(error)
@@ -143,18 +148,16 @@ class Trainer:
         self._status("finished", 0, "")
         return self.state
 
-    def _loop(self, stop: StopRequest, until: int) -> None:
-        total = self.config.steps
-        saved = self.state.step
-        tokens_here, seconds_here = 0, 0.0
-        with console.Progress("step", total, done=saved) as progress:
-            while self.state.step < until:
+    def _loop(self, stop: StopRequest, until: int | None) -> None:
+        saved, clock = self.state.step, self.clock
+        with console.Progress("step", self.config.steps, done=saved) as progress:
+            while self.state.step < (until or self.config.steps):
                 if stop.requested:
                     if self.state.step > saved:
                         self._save()
                     raise Interrupted(
-                        f"{stop.requested}: saved at step {self.state.step} of {total}; "
-                        "the same command continues"
+                        f"{stop.requested}: saved at step {self.state.step} of "
+                        f"{self.config.steps}; the same command continues"
                     )
                 files.crash_point()
                 began = time.monotonic()
@@ -163,28 +166,43 @@ class Trainer:
                 if numbers is None:  # rewound
                     saved = self.state.step
                     continue
+                clock.stepped(self.state.tokens - tokens)
+                if until is None:
+                    self._keep_to_budget(step)
                 config = self.config_at(step)
-                last = step == config.steps
-                tokens_here += self.state.tokens - tokens
-                seconds_here += time.monotonic() - began
-                rate = tokens_here / seconds_here
+                end = until or self.config.steps
+                last = step == self.config.steps
                 loss = numbers.get("loss", math.nan)
-                progress.update(step, f"loss {loss:.4f}  {show_count(rate)} tok/s")
+                progress.total = self.config.steps
+                progress.update(step, f"loss {loss:.4f}  {clock.shown()}")
                 if step % config.log_every == 0 or last or "skipped" in numbers:
                     self.metrics.append({"step": step, "tokens": self.state.tokens, **numbers})
-                    self._log_time(step, rate)
-                due = step == until or (config.save_every and step % config.save_every == 0)
+                    self._log_time(step, tokens_per_second=round(clock.rate, 1), **clock.shares())
+                due = step == end or (config.save_every and step % config.save_every == 0)
                 if self.evaluate and (
                     last or (config.eval_every and step % config.eval_every == 0)
                 ):
-                    due = self._validate(step, progress) or due
-                    until = min(until, self.config.steps)
-                    due = due or step == until
+                    with clock.measure("eval"):
+                        due = self._validate(step, progress) or due
+                    due = due or step == (until or self.config.steps)
                 stop.margin = max(stop.margin, 2 * (time.monotonic() - began))
                 if due:
-                    self._save()
+                    with clock.measure("save"):
+                        self._save()
                     saved = step
                     stop.margin = max(stop.margin, 2 * (time.monotonic() - began))
+
+    def _keep_to_budget(self, step: int) -> None:
+        """Moves the last step to where the budget ends, at the pace since the start or resume."""
+        config = self.config
+        if config.budget is None or not self.clock.settled or step >= config.steps:
+            return
+        now = time.monotonic()
+        left = parse_duration(config.budget) - (now - self._began)
+        more = max(1, int(left / self.clock.pace(now)))
+        # Seldom, and little at the end: a moved end moves the rates of the decay.
+        if step % max(1, config.steps // 50) == 0 and abs(step + more - config.steps) > more // 50:
+            self.decide({"step": step, "change": {"steps": step + more}})
 
     def _step(self, step: int, progress: console.Progress) -> dict[str, Any] | None:
         """Takes one step, skips its update, or goes back to a checkpoint and returns None."""
@@ -197,8 +215,9 @@ class Trainer:
         if step in self._skips:
             verdict = Verdict("skip", self._skips[step])
         if verdict.action == "apply":
-            self.optimizer.step(lr)
-            self.working.refresh()
+            with self.clock.measure("optimizer"):
+                self.optimizer.step(lr, step)
+                self.working.refresh()
             if config.on_spike != "ignore":
                 recent = (*recent, (loss, grad_norm))[-health.WINDOW :]
         else:
@@ -240,10 +259,18 @@ class Trainer:
         while True:
             config = self.config_at(step)
             try:
-                return gradients(self.working, self.batches, config, step, index)
+                return gradients(self.working, self.batches, config, step, index, self.clock)
             except (MemoryError, RuntimeError) as error:
                 if not out_of_memory(error):
-                    raise
+                    if not (self.working.compiled and compiler_failed(error)):
+                        raise
+                    self.decide({"step": step - 1, "change": {"compile": "off"}})
+                    console.warn(
+                        f"torch.compile failed, going on without it: {error}".split("\n")[0]
+                    )
+                    self.working = Working(self.model, self.machine, False, config.recompute)
+                    self.working.refresh()
+                    continue
             # Outside the handler, which holds on to the tensors of the failed pass.
             self.optimizer.zero_grad()
             if self.machine.device == "cuda":
@@ -264,9 +291,10 @@ class Trainer:
     def _validate(self, step: int, progress: console.Progress) -> bool:
         """Whether this is the best so far, whose weights are to be kept."""
         assert self.evaluate is not None
-        numbers = self.evaluate(self.working.model, step)
+        with self.working.averaged(self.optimizer.mean):
+            numbers = self.evaluate(self.working.model, step, progress.say)
         self.metrics.append({"step": step, **numbers})
-        self._log_time(step, 0.0, **numbers)
+        self._log_time(step, **numbers)
         config, best = self.config_at(step), self.state.best
         key = f"val_{config.best_by}"
         sign = -1 if config.best_by == "loss" else 1
@@ -291,12 +319,10 @@ class Trainer:
         checkpoint.settle(self.run, self.state, self.config.keep_last)
         self._status("running", None, "")
 
-    def _log_time(self, step: int, rate: float, **numbers: float) -> None:
+    def _log_time(self, step: int, **numbers: float) -> None:
         """Wall-clock seconds of training, validation and saving, over all sessions of the run."""
-        record = {"step": step, "seconds": round(time.monotonic() - self._began, 3), **numbers}
-        if rate:
-            record["tokens_per_second"] = round(rate, 1)
-        self.perf.append(record)
+        seconds = round(time.monotonic() - self._began, 3)
+        self.perf.append({"step": step, "seconds": seconds, **numbers})
 
     def _status(self, state: str, code: int | None, reason: str) -> None:
         logs = [self.perf, self.events]
@@ -312,38 +338,6 @@ def _seconds(run: Path, step: int) -> float:
     except DataError as error:
         console.warn(f"times start from 0: {error}")
         return 0.0
-
-
-def gradients(
-    working: Working,
-    batches: Batches,
-    config: TrainingConfig,
-    step: int,
-    index: int,
-) -> tuple[float, float, int]:
-    """Fills the gradients of global batch `index`; returns nats per token, gradient norm, tokens.
-
-    The loss is summed over all micro-batches and divided once by the step's valid tokens, so
-    accumulation changes nothing but memory.
-    """
-    parts = batches.parts(index, config.batch_size, config.micro_batch_size)
-    tokens = sum(int(batch.loss_mask.sum()) for batch in parts)
-    model, device = working.model, working.master.embed.weight.device.type
-    model.train()
-    nats = torch.zeros((), device=device)
-    for micro, batch in enumerate(parts):
-        # Dropout's; torch.manual_seed asks every other kind of device too, a millisecond a time.
-        seeded = torch.default_generator if device == "cpu" else torch
-        seeded.manual_seed(mix(config.seed, step, micro) >> 1)
-        nll = forward_nll(model, batch, device, config.label_smoothing)
-        torch.autograd.backward(nll / tokens)
-        working.collect()
-        nats += nll.detach()
-    parameters = [master for master, _ in working.learn]
-    limit = config.grad_clip or float("inf")
-    grad_norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
-    loss, norm = torch.stack([nats / tokens, grad_norm]).tolist()  # the one wait for the device
-    return loss, norm, tokens
 
 
 def write_status(
@@ -371,17 +365,3 @@ def write_status(
         },
     }
     files.write_sealed(run / layout.STATUS, value)
-
-
-def forward_nll(
-    model: Transformer, batch: Batch, device: str, label_smoothing: float = 0.0
-) -> torch.Tensor:
-    """Summed nats of a batch's valid targets."""
-
-    fields = {
-        name: torch.from_numpy(array).to(device)
-        for name, array in vars(batch).items()
-        if array is not None and not (name.endswith("_mask") and array.all())
-    }
-    targets, loss_mask = fields.pop("targets"), fields.pop("loss_mask", None)
-    return summed_nll(model, model(**fields), targets, loss_mask, label_smoothing)

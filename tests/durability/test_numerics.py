@@ -16,6 +16,7 @@ from durable import digest
 from lmcli.artifacts import files, layout, manifest
 from lmcli.config.training import TrainingConfig
 from lmcli.training import checkpoint, health, trainer
+from lmcli.training import step as one_step
 
 pytestmark = pytest.mark.durability
 LINE = ["train", "--data", "corpus", "--name", "r", *TINY, "--steps", "12", "--log-every", "1"]
@@ -182,14 +183,14 @@ def memory(monkeypatch):
     """memory(2): a forward pass of more than 2 rows finds no memory."""
 
     def use(rows: int) -> None:
-        forward = trainer.forward_nll
+        forward = one_step.forward_nll
 
         def limited(model, batch, *rest):
             if len(batch.input_ids) > rows:
                 torch.empty(2**60, dtype=torch.uint8)  # the allocator's own refusal
             return forward(model, batch, *rest)
 
-        monkeypatch.setattr(trainer, "forward_nll", limited)
+        monkeypatch.setattr(one_step, "forward_nll", limited)
 
     return use
 

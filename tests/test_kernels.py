@@ -1,0 +1,170 @@
+"""Layers with hand-written gradients, and every fast path against the plain one in float32."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from test_model import SHAPES, make
+
+from lmcli.config.training import TrainingConfig
+from lmcli.dataset.batches import Batch
+from lmcli.model import kernels
+from lmcli.model.kernels import RMSNorm, _Attention, _RMSNorm
+from lmcli.model.loss import summed_nll
+from lmcli.training import precision
+from lmcli.training.optimizers import Optimizer
+from lmcli.training.precision import Working
+from lmcli.training.step import gradients
+
+
+def test_the_written_gradient_of_rmsnorm_is_the_true_one():
+    x = torch.randn(3, 4, 8, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(8, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, w: _RMSNorm.apply(x, w, 1e-6), (x, weight))
+    ours, torchs = _RMSNorm.apply(x, weight, 1e-6), F.rms_norm(x, (8,), weight, 1e-6)
+    torch.testing.assert_close(ours, torchs, rtol=0, atol=1e-12)
+
+
+def test_rmsnorm_of_zeros_is_zero_with_a_finite_gradient():
+    norm = RMSNorm(8, 1e-6)
+    torch.nn.init.ones_(norm.weight)
+    x = torch.zeros(1, 2, 8, requires_grad=True)
+    out = norm(x)
+    out.sum().backward()
+    assert out.abs().max() == 0 and torch.isfinite(x.grad).all()
+
+
+@pytest.mark.parametrize("bias", ["none", "causal", "rows", "heads"])
+def test_the_written_gradient_of_attention_is_the_true_one(bias):
+    q, k, v = (torch.randn(2, 3, n, 4, dtype=torch.float64).requires_grad_() for n in (5, 6, 6))
+    shapes = {"none": (), "causal": (5, 6), "rows": (2, 1, 5, 6), "heads": (1, 3, 5, 6)}
+    mask = torch.randn(shapes[bias], dtype=torch.float64, requires_grad=bias != "none")
+    mask = mask if bias != "none" else torch.zeros(())
+
+    def ours(q, k, v, mask):
+        return _Attention.apply(q, k, v, mask, 0.7, 0.0)
+
+    assert torch.autograd.gradcheck(ours, (q, k, v, mask.double()))
+    plain = F.scaled_dot_product_attention(q, k, v, mask.expand(2, 3, 5, 6), scale=0.7)
+    torch.testing.assert_close(ours(q, k, v, mask.double()), plain, rtol=0, atol=1e-12)
+
+
+def test_dropped_attention_has_the_gradient_of_what_was_kept():
+    q, k, v = (torch.randn(1, 2, 16, 4, dtype=torch.float64).requires_grad_() for _ in range(3))
+
+    def ours(*qkv):
+        torch.manual_seed(0)
+        return _Attention.apply(*qkv, torch.zeros(()).double(), 0.5, 0.4)
+
+    assert torch.autograd.gradcheck(ours, (q, k, v))
+    assert not torch.allclose(ours(q, k, v), F.scaled_dot_product_attention(q, k, v, scale=0.5))
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_attention_in_bfloat16_is_torchs(kv_heads):
+    """Causal, with fewer key heads, and with a row of the mask that sees nothing but padding."""
+    q, grad = torch.randn(2, 2, 4, 33, 16).bfloat16()
+    k, v = torch.randn(2, 2, kv_heads, 33, 16).bfloat16()
+    seen = torch.rand(2, 1, 33, 33) > 0.4
+    seen[..., 0] = True
+    for mask, causal in ((None, True), (None, False), (seen, False)):
+        found = []
+        for dtype in (torch.bfloat16, torch.float32):
+            given = [t.detach().clone().to(dtype).requires_grad_() for t in (q, k, v)]
+            out = kernels.attend(*given, mask, causal, 0.25, 0.0)
+            out.backward(grad.to(dtype))
+            found.append([out.detach(), *(t.grad for t in given)])
+        for low, exact in zip(*found, strict=True):
+            assert (low.float() - exact).norm() < 0.02 * exact.norm()
+
+
+def test_a_weights_gradient_in_parts_is_the_whole_one():
+    x, grad = torch.randn(2000, 24), torch.randn(2000, 40)
+    torch.testing.assert_close(kernels.weight_grad(grad, x), grad.T @ x, rtol=1e-4, atol=1e-3)
+
+
+def test_z_loss_has_its_written_gradient():
+    model = make().double()
+    hidden = torch.randn(7, 32, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(0, 50, (7,))
+    logits = model.logits(hidden)
+    plain = F.cross_entropy(logits, targets, reduction="sum") + 0.3 * (
+        logits.logsumexp(1).square().sum()
+    )
+    ours = summed_nll(model, hidden, targets, z_loss=0.3)
+    expected = torch.autograd.grad(plain, hidden)[0]
+    torch.testing.assert_close(torch.autograd.grad(ours, hidden)[0], expected, rtol=1e-6, atol=1e-8)
+    nats = F.cross_entropy(logits, targets, reduction="sum")
+    assert ours.item() == pytest.approx(nats.item())
+
+
+# ---- a run in which all is fast against one in which nothing is ----
+
+
+class Pattern:
+    """Batches of a text that can be learned: counting, from a random place on."""
+
+    def rows(self, index, batch_size):
+        return batch_size
+
+    def parts(self, index, batch_size, micro=0, rank=0, world=1):
+        first = np.random.default_rng(index).integers(50, size=(batch_size, 1))
+        ids = (first + np.arange(17)) * 7 % 50
+        mask = np.ones((batch_size, 16), dtype=bool)
+        return [
+            Batch(rows[:, :-1].copy(), rows[:, 1:].copy(), mask[: len(rows)], np.arange(16)[None])
+            for rows in np.split(ids, batch_size // (micro or batch_size))
+        ]
+
+
+def losses(steps: int, shape: str = "default", recompute: bool = False, **settings) -> list[float]:
+    model = make(**{"init": "gpt2"} | SHAPES[shape])
+    config = TrainingConfig(lr=1e-2, batch_size=8, optimizer="muon", **settings)
+    machine = precision.resolve("cpu", config.dtype, 1)
+    optimizer = Optimizer(model, config)
+    working, found = Working(model, machine, config.compile == "on", recompute), []
+    for step in range(1, steps + 1):
+        found.append(gradients(working, Pattern(), config, step, step)[0])
+        optimizer.step(1e-2, step)
+        working.refresh()
+    return found
+
+
+@pytest.mark.parametrize("shape", ["default", "gqa", "learned, layernorm, biases, tied"])
+def test_fifty_steps_in_bfloat16_stay_near_float32(shape):
+    """Within 0.05 nats of each other all along, on a loss that falls from 3.9 to under 1.5."""
+    exact = losses(50, shape, dtype="float32")
+    fast = losses(50, shape, dtype="bfloat16")
+    assert exact[-1] < 1.5 < 3.5 < exact[0]
+    assert max(abs(a - b) for a, b in zip(exact, fast, strict=True)) < 0.05 * exact[0]
+    assert abs(exact[-1] - fast[-1]) < 0.05
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_accumulating_and_recomputing_change_nothing(dtype):
+    tolerance = 1e-5 if dtype == "float32" else 0.02
+    plain = losses(10, dtype=dtype)
+    assert losses(10, dtype=dtype, micro_batch_size=2) == pytest.approx(plain, rel=tolerance)
+    assert losses(10, dtype=dtype, recompute=True) == plain
+
+
+def test_gradients_in_bfloat16_are_near_those_in_float32():
+    found = []
+    for dtype in ("float32", "bfloat16"):
+        model = make(init="gpt2")
+        working = Working(model, precision.resolve("cpu", dtype, 1))
+        gradients(working, Pattern(), TrainingConfig(grad_clip=0), 1, 1)
+        found.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+        assert found[-1].dtype == torch.float32
+    assert (found[0] - found[1]).norm() < 0.02 * found[0].norm()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get("CXX", "g++"), reason="no C++ compiler")
+def test_fifty_compiled_steps_stay_near_eager_ones():
+    for dtype, tolerance in (("float32", 1e-3), ("bfloat16", 0.05)):
+        eager = losses(50, dtype=dtype)
+        compiled = losses(50, dtype=dtype, compile="on")
+        assert max(abs(a - b) for a, b in zip(eager, compiled, strict=True)) < tolerance * eager[0]

@@ -1,0 +1,177 @@
+"""What a run derives by itself: size, steps, end on the clock, precision, compile; and what it says
+of its time."""
+
+import json
+import time
+
+import pytest
+import torch
+from conftest import TINY
+
+from lmcli.artifacts import layout
+from lmcli.config.training import TrainingConfig
+from lmcli.errors import UsageError
+from lmcli.model.presets import N_BLOCK, sized
+from lmcli.runs import config as runs_config
+from lmcli.runs.config import Asked, RunConfig, parameters, pays_to_compile, plan
+from lmcli.runs.load import load
+from lmcli.training import checkpoint, precision
+
+
+def train(cli, *args):
+    return cli("train", "--data", "corpus", *args)
+
+
+def log(root, name, file=layout.PERF):
+    return [json.loads(line) for line in (root / "runs" / name / file).read_text().splitlines()]
+
+
+@pytest.mark.parametrize("size", [10**6, 10**7, 10**8, 10**9])
+def test_the_dial_gives_the_size_asked_for(size):
+    """Within the step from one k to the next, heads of 64, and steps of `ratio` tokens each."""
+    config, training = sized(size, 20.0)
+    skip = ("embed", "output")
+    inside = {n: s for n, s in parameters(config.resolved(100)).items() if not n.startswith(skip)}
+    n = sum(torch.Size(shape).numel() for shape in inside.values())
+    assert n == pytest.approx(size, rel=0.35)
+    assert config.d_model // config.n_heads == 64
+    tokens = training["steps"] * training["batch_size"] * config.context_length
+    k = config.n_layers
+    assert tokens == pytest.approx(20 * N_BLOCK * k**3, rel=0.01)
+    assert training["batch_size"] % training["micro_batch_size"] == 0
+
+
+def test_size_on_the_command_line(cli, tiny_copy):
+    line = ["--name", "dial", "--size", "60k", "--ratio", "0.1", "--context-length", "16"]
+    line += ["--steps", "3"]
+    assert train(cli, *line).code == 0
+    config = RunConfig.read(tiny_copy / "runs/dial")
+    assert (config.model.n_layers, config.model.d_model) == (1, 64)
+    assert config.training.optimizer == "muon" and config.training.steps == 3
+    assert "finished" in train(cli, *line).err  # the same command again
+    assert train(cli, *line[:2], "--size", "5M").code == 78
+    said = train(cli, "--name", "x", "--size", "1M", "--preset", "nano")
+    assert said.code == 2 and "give one of them" in said.err
+    said = train(cli, "--name", "x", "--ratio", "3")
+    assert said.code == 2 and "--size" in said.err
+
+
+def test_a_budget_ends_on_the_clock_and_the_rate_with_it(cli, tiny_copy, monkeypatch):
+    """Steps of 20 ms where 5 were measured: the end moves, and is met; the last rate is near 0."""
+    from lmcli.training import clock, trainer
+
+    monkeypatch.setattr(clock, "SETTLED", 0.5)
+    real = trainer.gradients
+
+    def slow(*args):
+        time.sleep(0.02)
+        return real(*args)
+
+    monkeypatch.setattr(trainer, "gradients", slow)
+    args = [*TINY, "--name", "timed", "--budget", "6s", "--eval-every", "0", "--save-every", "0"]
+    assert train(cli, *args, "--log-every", "1").code == 0
+    events = log(tiny_copy, "timed", layout.EVENTS)
+    planned = RunConfig.read(tiny_copy / "runs/timed").training.steps
+    assert events and events[-1]["change"]["steps"] < planned
+    assert 4.5 < log(tiny_copy, "timed")[-1]["seconds"] < 7.5
+    numbers = [r for r in log(tiny_copy, "timed", layout.METRICS) if "lr" in r]
+    assert numbers[-1]["lr"] < 0.1 * max(r["lr"] for r in numbers)
+    assert cli("verify", "timed").code == 0
+
+
+def test_a_budget_is_a_duration(cli, tiny_copy):
+    result = train(cli, "--name", "x", "--budget", "10")
+    assert result.code == 2 and "not a duration" in result.err
+
+
+def test_a_running_mean_is_what_is_used(cli, tiny_copy):
+    """It is resumed to the bit, is what sample and eval load, and lies off the last weights."""
+    args = [*TINY, "--ema", "0.9", "--steps", "12", "--save-every", "6", "--eval-every", "6"]
+    assert train(cli, "--name", "mean", *args).code == 0
+    run = tiny_copy / "runs/mean"
+    folder = layout.checkpoint(run, 12)
+    raw = checkpoint.load_tensors(folder / layout.MODEL)
+    state = checkpoint.load_tensors(folder / layout.OPTIMIZER)
+    loaded = load(tiny_copy, "mean", "last", dtype="float32")
+    for name, tensor in loaded.engine.model.state_dict().items():
+        assert torch.equal(tensor, state[f"ema.{name}"]) and not torch.equal(tensor, raw[name])
+    before = (folder / layout.OPTIMIZER).read_bytes(), (folder / layout.MODEL).read_bytes()
+    import shutil
+
+    shutil.rmtree(folder)
+    assert train(cli, "--name", "mean", *args).code == 0
+    assert before == (
+        (folder / layout.OPTIMIZER).read_bytes(),
+        (folder / layout.MODEL).read_bytes(),
+    )
+
+
+def test_warm_up_in_tokens_and_a_prompt_at_validation(cli, tiny_copy):
+    args = [*TINY, "--steps", "4", "--warmup-tokens", "300", "--eval-every", "2"]
+    result = train(cli, "--name", "warm", *args, "--eval-prompt", "The ")
+    assert RunConfig.read(tiny_copy / "runs/warm").training.warmup_steps == 3  # of 4 x 32 tokens
+    assert "step 2  The " in result.err and "step 4  The " in result.err
+
+
+def test_a_profile_is_a_trace(cli, tiny_copy):
+    result = train(cli, *TINY, "--name", "traced", "--steps", "8", "--profile", "2")
+    assert result.code == 0 and "Self CPU" in result.err
+    trace = json.loads((tiny_copy.parent / "traced.trace.json").read_text())
+    assert any("mm" in event.get("name", "") for event in trace["traceEvents"])
+    assert cli("verify", "traced").code == 0
+
+
+def test_shares_of_the_time_are_logged(tiny):
+    last = [r for r in log(tiny, "base") if "tokens_per_second" in r][-1]
+    parts = [last[f"{part}_share"] for part in ("data", "optimizer", "eval", "save")]
+    assert all(0 < part < 1 for part in parts) and sum(parts) < 1
+
+
+def test_precision_follows_the_machine(monkeypatch, tmp_path):
+    unit = precision.bfloat16_unit("cpu")
+    assert precision.resolve("cpu", "auto", 1).dtype == ("bfloat16" if unit else "float32")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    machine = precision.resolve("cpu", "auto", 1)
+    assert machine.dtype == "float32" and "nothing multiplies bfloat16 faster" in machine.why
+    assert machine.matmul_peak() > 1e9
+
+
+def test_compile_is_chosen_where_it_pays_back(monkeypatch, tiny):
+    machine = precision.resolve("cpu", "float32", 1)
+    monkeypatch.setattr(runs_config.shutil, "which", lambda name: "/usr/bin/g++")
+    model = sized(10**7, 20.0)[0].resolved(8192)
+    short, long = TrainingConfig(steps=10), TrainingConfig(steps=10**5)
+    assert not pays_to_compile(model, short, machine, 4096)
+    assert pays_to_compile(model, long, machine, 4096)
+    assert pays_to_compile(model, TrainingConfig(steps=10, budget="1h"), machine, 4096)
+    monkeypatch.setattr(runs_config.shutil, "which", lambda name: None)
+    assert not pays_to_compile(model, long, machine, 4096)
+    config, _, _ = plan(tiny, Asked("corpus", given={"steps": 5}))
+    assert config.training.compile == "off"
+
+
+def test_without_a_compiler_the_run_goes_on(cli, tiny_copy, monkeypatch):
+    """As torch.compile fails where there is none: when the graph is compiled, in the first step."""
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    def compiled(model):
+        def forward(*args, **kwargs):
+            raise InvalidCxxCompiler
+
+        return forward
+
+    monkeypatch.setattr(precision.torch, "compile", compiled)
+    args = [*TINY, "--steps", "4", "--dtype", "float32"]
+    result = train(cli, "--name", "fallback", *args, "--compile", "on")
+    assert result.code == 0 and "torch.compile failed, going on without it" in result.err
+    assert log(tiny_copy, "fallback", layout.EVENTS) == [{"step": 0, "change": {"compile": "off"}}]
+    assert train(cli, "--name", "eager", *args).code == 0
+    ends = [
+        layout.checkpoint(tiny_copy / "runs" / n, 4) / layout.MODEL for n in ("fallback", "eager")
+    ]
+    assert ends[0].read_bytes() == ends[1].read_bytes()
+
+
+def test_what_contradicts_itself_is_refused():
+    with pytest.raises(UsageError, match="not a duration"):
+        TrainingConfig(budget="soon")
