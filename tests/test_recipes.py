@@ -16,6 +16,7 @@ from lmcli.runs import config as runs_config
 from lmcli.runs.config import Asked, RunConfig, parameters, pays_to_compile, plan
 from lmcli.runs.load import load
 from lmcli.training import checkpoint, precision
+from lmcli.training import load as load_module
 
 
 def train(cli, *args):
@@ -175,3 +176,40 @@ def test_without_a_compiler_the_run_goes_on(cli, tiny_copy, monkeypatch):
 def test_what_contradicts_itself_is_refused():
     with pytest.raises(UsageError, match="not a duration"):
         TrainingConfig(budget="soon")
+
+
+def test_threads_give_way_to_other_processes_and_come_back(monkeypatch):
+    """Seconds on the clock, of all work and of our own, as the kernel would tell them."""
+    told = iter([(0, 0, 0), (3, 6, 6), (6, 12, 9), (9, 18, 12), (12, 21, 15), (15, 27.1, 21)])
+    monkeypatch.setattr(load_module.os, "sched_getaffinity", lambda pid: {0, 1})
+    monkeypatch.setattr(load_module.Load, "_sample", lambda self: next(told))
+    monkeypatch.setattr(load_module, "PATIENCE", -1e12)
+    load = load_module.Load(2)
+    # alone; a hog takes one core; it still does; it is gone, we use one; and both
+    assert [load.threads() for _ in range(5)] == [2, 1, 1, 2, 2]
+
+
+def test_fewer_threads_are_a_decision_of_the_run(cli, tiny_copy, monkeypatch):
+    from lmcli.training.load import Load
+
+    asked = iter([2, 1, 1, 2])
+    monkeypatch.setattr(Load, "threads", lambda self: next(asked, 2))
+    args = [*TINY, "--threads", "2", "--steps", "6"]
+    result = train(cli, "--name", "shared", *args)
+    assert "step 2: other processes need the cores; 1 of 2 threads" in result.err
+    events = log(tiny_copy, "shared", layout.EVENTS)
+    assert [(e["step"], e["change"]["threads"]) for e in events] == [(2, 1), (4, 2)]
+    monkeypatch.setattr(Load, "threads", lambda self: 1)
+    assert train(cli, "--name", "alone", *args, "--no-tune").code == 0
+    assert not (tiny_copy / "runs/alone" / layout.EVENTS).exists()
+
+
+def test_batches_read_ahead_are_the_same(tiny):
+    from lmcli.dataset.batches import Ahead, Windows
+    from lmcli.dataset.store import Dataset
+
+    windows = Windows(Dataset.open(tiny / "datasets/corpus").splits["train"], 32, 7)
+    ahead = Ahead(windows)
+    for index in (0, 1, 2, 7, 8, 3):  # a rewind jumps
+        for ours, plain in zip(ahead.parts(index, 4, 2), windows.parts(index, 4, 2), strict=True):
+            assert (ours.input_ids == plain.input_ids).all()

@@ -125,6 +125,10 @@ class TrainingConfig:
     budget: str | None = option(
         None, "wall-clock time of the whole run, such as 10min: steps follow, decay ends with it"
     )
+    tune: bool = option(
+        True,
+        "keep freed memory (glibc), a tenth of a step; fewer threads while other processes work",
+    )
     threads: int = option(0, "CPU threads; 0: all cores this process may use", low=0, high=1024)
 
     def __post_init__(self) -> None:

@@ -3,6 +3,7 @@
 Shapes: B rows, T tokens.
 """
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -39,6 +40,26 @@ class Batches(Protocol):
     def parts(
         self, index: int, batch_size: int, micro: int = 0, rank: int = 0, world: int = 1
     ) -> list[Batch]: ...
+
+
+class Ahead:
+    """Batches of which the next is read on another thread, while a device is busy with this one."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches, self.rows = batches, batches.rows
+        self._pool = ThreadPoolExecutor(1)
+        self._next: tuple[tuple[int, ...], Future[list[Batch]]] | None = None
+
+    def parts(
+        self, index: int, batch_size: int, micro: int = 0, rank: int = 0, world: int = 1
+    ) -> list[Batch]:
+        rest = (batch_size, micro, rank, world)
+        if self._next is not None and self._next[0] == (index, *rest):
+            parts = self._next[1].result()
+        else:
+            parts = self.batches.parts(index, *rest)
+        self._next = (index + 1, *rest), self._pool.submit(self.batches.parts, index + 1, *rest)
+        return parts
 
 
 class Windows:

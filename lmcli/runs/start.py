@@ -22,6 +22,7 @@ from lmcli.config.generation import GenerationConfig
 from lmcli.config.scoring import ScoringConfig
 from lmcli.config.training import TrainingConfig
 from lmcli.config.units import parse_duration, show_count
+from lmcli.dataset.batches import Ahead
 from lmcli.dataset.buckets import Pairs
 from lmcli.dataset.store import Dataset
 from lmcli.errors import MismatchError, UsageError
@@ -212,7 +213,7 @@ def open_trainer(root: Path, run: Path, asked: Asked) -> Trainer | None:
         )
     current = dataclasses.replace(current, **change)
     machine = precision.resolve(current.device, current.dtype, current.threads)
-    precision.prepare(machine)
+    precision.prepare(machine, current.tune)
     if found:
         checkpoint.check_shapes(found[0], parameters(stored.model))
     with Unset():
@@ -225,7 +226,7 @@ def open_trainer(root: Path, run: Path, asked: Asked) -> Trainer | None:
         run,
         model,
         Optimizer(model, stored.training),
-        batches,
+        batches if machine.device == "cpu" else Ahead(batches),
         stored.training,
         machine,
         validation(stored, dataset, tokenizer, current),

@@ -172,11 +172,11 @@ def resolve(device: str, dtype: str, threads: int) -> Machine:
     return Machine(device, dtype, threads or usable_cores(), why)
 
 
-def prepare(machine: Machine) -> None:
+def prepare(machine: Machine, tune: bool = True) -> None:
     """Applies the process-wide settings: threads, and kernels that give the same bits again."""
     torch.set_num_threads(machine.threads)
     torch.set_flush_denormal(True)
-    if machine.device == "cpu":
+    if machine.device == "cpu" and tune:
         _keep_memory()
 
 

@@ -37,6 +37,7 @@ from lmcli.training import checkpoint, events, health
 from lmcli.training.checkpoint import State
 from lmcli.training.clock import Clock
 from lmcli.training.health import Verdict
+from lmcli.training.load import Load
 from lmcli.training.optimizers import Optimizer
 from lmcli.training.precision import Machine, Working, compiler_failed
 from lmcli.training.schedules import lr_factor
@@ -78,6 +79,7 @@ class Trainer:
         self.perf = files.Log(run / layout.PERF)
         self.state = checkpoint.START
         self.clock, self.profile = Clock(model, machine, config), profile
+        self.load = Load(config.threads)
 
     @property
     def config(self) -> TrainingConfig:
@@ -169,6 +171,7 @@ class Trainer:
                 clock.stepped(self.state.tokens - tokens)
                 if until is None:
                     self._keep_to_budget(step)
+                    self._give_way(step, progress)
                 config = self.config_at(step)
                 end = until or self.config.steps
                 last = step == self.config.steps
@@ -203,6 +206,16 @@ class Trainer:
         # Seldom, and little at the end: a moved end moves the rates of the decay.
         if step % max(1, config.steps // 50) == 0 and abs(step + more - config.steps) > more // 50:
             self.decide({"step": step, "change": {"steps": step + more}})
+
+    def _give_way(self, step: int, progress: console.Progress) -> None:
+        """Fewer threads while other processes need the cores; decided, since bits depend on it."""
+        if self.machine.device != "cpu" or not self.config.tune:
+            return
+        threads, now = self.load.threads(), self.config.threads
+        if threads != now and step < self.config.steps:
+            self.decide({"step": step, "change": {"threads": threads}})
+            why = "other processes need the cores" if threads < now else "the cores are free again"
+            progress.say(f"step {step}: {why}; {threads} of {self.load.wanted} threads")
 
     def _step(self, step: int, progress: console.Progress) -> dict[str, Any] | None:
         """Takes one step, skips its update, or goes back to a checkpoint and returns None."""
@@ -258,6 +271,8 @@ class Trainer:
         index = self.batch_index(step)
         while True:
             config = self.config_at(step)
+            if config.threads and config.threads != torch.get_num_threads():
+                torch.set_num_threads(config.threads)
             try:
                 return gradients(self.working, self.batches, config, step, index, self.clock)
             except (MemoryError, RuntimeError) as error:
