@@ -48,10 +48,20 @@ def lmcli(shape: str, threads: int, dropout: float = 0.0, **settings: Any) -> St
 
     layers, heads, width, context, batch, vocabulary = SHAPES[shape]
     model_config = ModelConfig(
-        **{"vocab_size": vocabulary, "context_length": context, "d_model": width},
-        **{"n_layers": layers, "n_heads": heads, "position": "learned", "norm": "layernorm"},
-        **{"activation": "gelu", "qk_norm": False, "tie_embeddings": True, "init": "gpt2"},
-        **{"dropout": dropout, "attention_dropout": dropout, "norm_eps": 1e-5},
+        vocab_size=vocabulary,
+        context_length=context,
+        d_model=width,
+        n_layers=layers,
+        n_heads=heads,
+        position="learned",
+        norm="layernorm",
+        activation="gelu",
+        qk_norm=False,
+        tie_embeddings=True,
+        init="gpt2",
+        dropout=dropout,
+        attention_dropout=dropout,
+        norm_eps=1e-5,
     ).resolved()
     machine = precision.resolve("cpu", settings.get("dtype", "auto"), threads)
     precision.prepare(machine)
@@ -122,8 +132,13 @@ def trainer(shape: str, threads: int) -> None:
     import tempfile
 
     import torch
-    from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback
-    from transformers import TrainingArguments
+    from transformers import (
+        GPT2Config,
+        GPT2LMHeadModel,
+        Trainer,
+        TrainerCallback,
+        TrainingArguments,
+    )
 
     torch.set_num_threads(threads)
     layers, heads, width, context, batch, vocabulary = SHAPES[shape]
@@ -276,7 +291,9 @@ def main() -> None:
         print(f"\n({shape}) {SHAPES[shape]}, {threads} threads, {args.rounds} rounds\n")
         print("| | tokens/s | lmcli is faster by | peak memory, GiB |\n| --- | --- | --- | --- |")
         for name in names:
-            ratios = [ours / theirs for ours, theirs in zip(rates["lmcli"], rates[name])]
+            ratios = [
+                ours / theirs for ours, theirs in zip(rates["lmcli"], rates[name], strict=True)
+            ]
             print(
                 f"| {name} | {spread(rates[name], '{:,.0f}')} | {spread(ratios)} | "
                 f"{peaks[name]:.2f} |"

@@ -81,7 +81,7 @@ def load(
     run = layout.find(root, reference, "run")
     manifest.read(run, "run", hashes=True)
     config = RunConfig.read(run)
-    machine = precision.resolve(device, dtype, 0)
+    machine = precision.resolve(device, dtype, 0, exact=True)
     precision.prepare(machine)
     shapes = parameters(config.model)
     while True:

@@ -78,18 +78,18 @@ class Working:
         self, model: Transformer, machine: Machine, compiled: bool = False, recompute: bool = False
     ) -> None:
         self.master, self.model = model, machine.working(model)
-        pairs = zip(model.parameters(), self.model.parameters(), strict=True)
-        self.learn = [(m, w) for m, w in pairs if m.requires_grad]
+        self.pairs = list(zip(model.parameters(), self.model.parameters(), strict=True))
+        self.learn = [(m, w) for m, w in self.pairs if m.requires_grad]
         for stack in filter(None, (self.model.encoder, self.model.decoder)):
             stack.recompute = recompute
         self.compiled = compiled
         self.forward: Callable[..., Tensor] = torch.compile(self.model) if compiled else self.model
 
     @torch.no_grad()
-    def refresh(self) -> None:
-        """Rounds the weights anew, after each update."""
+    def refresh(self, frozen: bool = False) -> None:
+        """Rounds the weights anew, after each update; the frozen ones where they were loaded."""
         if self.model is not self.master:
-            masters, working = zip(*self.learn, strict=True)
+            masters, working = zip(*(self.pairs if frozen else self.learn), strict=True)
             torch._foreach_copy_(working, masters)  # noqa: SLF001
 
     @contextlib.contextmanager
@@ -151,8 +151,9 @@ def bfloat16_unit(device: str) -> str:
     return next((n for f, n in BFLOAT16_FLAGS.items() if f in flags), "")
 
 
-def resolve(device: str, dtype: str, threads: int) -> Machine:
-    """The machine for these settings, `auto` replaced; DeviceError where it is not there."""
+def resolve(device: str, dtype: str, threads: int, exact: bool = False) -> Machine:
+    """The machine for these settings, `auto` replaced; DeviceError where it is not there. With
+    `exact` a CPU computes in float32."""
     there = {
         "cpu": True,
         "cuda": torch.cuda.is_available(),
@@ -166,7 +167,7 @@ def resolve(device: str, dtype: str, threads: int) -> Machine:
     if not there[device]:
         raise DeviceError(f"--device {device}: not available here; try --device auto")
     if dtype == "auto":
-        unit = bfloat16_unit(device)
+        unit = "" if exact and device == "cpu" else bfloat16_unit(device)
         dtype = "bfloat16" if unit else "float32"
         why += f", {unit} multiplies bfloat16" if unit else ", nothing multiplies bfloat16 faster"
     return Machine(device, dtype, threads or usable_cores(), why)

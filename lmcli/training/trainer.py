@@ -123,7 +123,7 @@ class Trainer:
             )
         else:
             self.model.init_weights(self._configs[0][1].seed)
-        self.working.refresh()
+        self.working.refresh(frozen=True)
         state = self.state
         self.metrics = files.Log(
             self.run / layout.METRICS, state.metrics_bytes, state.metrics_sha256
@@ -284,7 +284,7 @@ class Trainer:
                         f"torch.compile failed, going on without it: {error}".split("\n")[0]
                     )
                     self.working = Working(self.model, self.machine, False, config.recompute)
-                    self.working.refresh()
+                    self.working.refresh(frozen=True)
                     continue
             # Outside the handler, which holds on to the tensors of the failed pass.
             self.optimizer.zero_grad()

@@ -137,11 +137,11 @@ def test_soak():
                 said = process.communicate(timeout=60)[1]
                 assert "Traceback" not in said, said
                 assert process.returncode in (0, 75, 130, -9, -15, -2, -10, 128 + 15), said
-            if fault == "bit":
-                damage(root / "runs/base", generator)
-            if process.returncode == 0:
+            if process.returncode == 0:  # finished before the fault
                 assert digest(root / "runs/base") == end
                 files.remove(root / "runs/base")
+            elif fault == "bit":
+                damage(root / "runs/base", generator)
         finish(line, root, end)
 
     def calm() -> list[tuple[int, int]]:
