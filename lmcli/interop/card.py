@@ -56,6 +56,6 @@ def text(evals: Sequence[dict[str, Any]], recipe: dict[str, Any], **facts: Any) 
     return CARD.format(
         version=__version__,
         scores=table if rows else "None yet.",
-        recipe="\n".join(f"{key} = {json.dumps(value)}" for key, value in recipe.items()),
+        recipe="\n".join(f"{k} = {json.dumps(v)}" for k, v in recipe.items() if v is not None),
         **facts,
     )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 # Saved attention weights of one layer; beyond this torch's own kernel, which keeps none.
 MOST_SAVED = 2**28
-ROWS = 512  # of a weight's gradient at a time
+ROWS, LARGE = 512, 2**18  # of a weight's gradient at a time, where it has so many numbers
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -54,9 +54,9 @@ class RMSNorm(nn.Module):
 
 
 def weight_grad(grad: Tensor, x: Tensor) -> Tensor:
-    """grad^T x: [N, O] and [N, I] -> [O, I], some rows at a time, since oneDNN reads a transposed
-    bfloat16 matrix of many rows at half the speed."""
-    if len(x) <= 2 * ROWS:
+    """grad^T x: [N, O] and [N, I] -> [O, I]; of large weights some rows at a time, since oneDNN
+    reads a transposed bfloat16 matrix of many rows at half the speed."""
+    if len(x) <= 2 * ROWS or x.shape[1] * grad.shape[1] < LARGE:
         return grad.T @ x
     total = grad[:ROWS].T @ x[:ROWS]
     for start in range(ROWS, len(x), ROWS):
@@ -172,7 +172,7 @@ class _Attention(torch.autograd.Function):
         if bias.ndim <= 2:
             logits = torch.baddbmm(bias, q, k.mT, alpha=scale)
         else:
-            logits = torch.bmm(q, k.mT).mul_(scale)
+            logits = torch.baddbmm(bias.new_zeros(()), q, k.mT, beta=0, alpha=scale)
             logits.view(b, h, t, -1).add_(bias)
         weights = logits.softmax(-1)
         kept = keep(weights, round(dropout * 2**16)) if dropout else None
@@ -194,6 +194,7 @@ class _Attention(torch.autograd.Function):
         bias = None
         if ctx.needs_input_grad[3]:
             bias = grad.view(b, h, t, -1).sum_to_size(ctx.bias_shape)
-        grad_q = torch.bmm(grad, k).mul_(ctx.scale).view(b, h, t, d)
-        grad_k = torch.bmm(grad.mT, q).mul_(ctx.scale)
+        none, scale = grad.new_zeros(()), ctx.scale
+        grad_q = torch.baddbmm(none, grad, k, beta=0, alpha=scale).view(b, h, t, d)
+        grad_k = torch.baddbmm(none, grad.mT, q, beta=0, alpha=scale)
         return grad_q, grad_k.view(b, h, -1, d), grad_v.view(b, h, -1, d), bias, None, None

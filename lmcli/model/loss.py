@@ -78,30 +78,41 @@ class _SummedNLL(torch.autograd.Function):
         grad_rows = torch.empty_like(rows) if learns else None
         grad_weight = torch.zeros_like(weight) if learns else None
         grad_bias = torch.zeros_like(bias) if learns and bias is not None else None
+        # The mean of all logits, and its gradients, follow from the mean row of the weights.
+        mean_weight = weight.mean(0) if smoothing else None
+        mean_bias = 0.0 if bias is None or not smoothing else bias.mean()
         step = _chunk(rows, n_vocab)
         for start in range(0, len(rows), step):
             h, t = rows[start : start + step], targets[start : start + step, None]
             logits = F.linear(h, weight, bias)
-            wanted = (1 - smoothing) * logits.gather(1, t).float()
-            if smoothing:
-                wanted += smoothing * logits.mean(1, keepdim=True, dtype=torch.float32)
-            largest = logits.amax(1, keepdim=True).float()
+            wanted = logits.gather(1, t).float()
             grad = logits.softmax(1)
             del logits
-            # log of the sum over exp(logits), by the weight that the largest has in it
-            mass = largest - grad.amax(1, keepdim=True).float().log()
-            total += (mass - wanted).sum()
+            # What is less than the smallest float counts as that: 87 nats.
+            likely = grad.gather(1, t)
+            nats = -likely.float().clamp(min=torch.finfo(torch.float32).tiny).log()
+            if mean_weight is not None:
+                mean = (h @ mean_weight + mean_bias).float()
+                total += (nats + smoothing * (wanted - mean[:, None])).sum()
+            else:
+                total += nats.sum()
             if grad_rows is None or grad_weight is None:
                 continue
             if z_loss:
-                grad *= (1 + 2 * z_loss * mass).to(grad.dtype)
-            if smoothing:
-                grad -= smoothing / n_vocab
-            grad.scatter_add_(1, t, grad.new_full((1, 1), smoothing - 1).expand_as(t))
+                factor = (1 + 2 * z_loss * (wanted + nats)).to(grad.dtype)
+                grad, likely = grad * factor, likely * factor
+            here = torch.arange(len(t), device=t.device)  # scatter_ copies everything to float32
+            grad[here, t[:, 0]] = (likely + (smoothing - 1))[:, 0]
             if grad_bias is not None:
                 grad_bias += grad.sum(0)
             torch.mm(grad, weight, out=grad_rows[start : start + step])
+            if mean_weight is not None:
+                grad_rows[start : start + step].sub_(mean_weight, alpha=smoothing)
             grad_weight.addmm_(grad.T, h)
+        if mean_weight is not None and grad_weight is not None:
+            grad_weight.sub_(rows.sum(0), alpha=smoothing / n_vocab)
+            if grad_bias is not None:
+                grad_bias -= smoothing * len(rows) / n_vocab
         ctx.save_for_backward(grad_rows, grad_weight, grad_bias)
         return total
 

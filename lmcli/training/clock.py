@@ -110,6 +110,8 @@ class Clock:
             console.say(f"trace of {steps} steps: {path} (chrome://tracing or ui.perfetto.dev)")
 
         plan = profiler.schedule(wait=WARM, warmup=1, active=steps, repeat=1)
-        with profiler.profile(schedule=plan, on_trace_ready=ready) as self._profiler:
+        with profiler.profile(
+            schedule=plan, on_trace_ready=ready, record_shapes=True
+        ) as self._profiler:
             yield
         self._profiler = None
