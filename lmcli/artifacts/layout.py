@@ -121,7 +121,9 @@ def checkpoint(run: Path, step: int) -> Path:
 
 def eval_name(dataset: str, split: str, step: int, settings: dict[str, Any]) -> str:
     """The file of a run's result on a dataset (a reference) at a step; one for each recipe."""
-    recipe = (f"-{key.replace('_', '-')}-{settings[key]}" for key in RECIPE if settings.get(key))
+    low = settings.get("dtype", "float32")
+    recipe = [f"-{low}"] if low != "float32" else []
+    recipe += [f"-{key.replace('_', '-')}-{settings[key]}" for key in RECIPE if settings.get(key)]
     return f"{Path(dataset).name}-{split}-step-{step:06d}{''.join(recipe)}.json"
 
 

@@ -167,15 +167,18 @@ def checkpoint_options(function: F) -> Callable[..., Any]:
     """Which checkpoint and what to compute on: `at`, keyword arguments of `runs.load`."""
 
     @functools.wraps(function)
-    def command(which: str | None, device: str, dtype: str, **values: Any) -> Any:
-        return function(at={"which": which, "device": device, "dtype": dtype}, **values)
+    def command(which: str | None, device: str, dtype: str, quantize: str, **values: Any) -> Any:
+        at = {"which": which, "device": device, "dtype": dtype, "quantize": quantize}
+        return function(at=at, **values)
 
     for name, choices, text in (
+        ("--quantize", ("none", "int8", "int4"), "Weights in 8 or 4 bits, the rest in bfloat16."),
         ("--dtype", ("auto", "float32", "bfloat16"), "Compute precision."),
         ("--device", ("auto", "cpu", "cuda", "mps"), "Device."),
     ):
         kind = click.Choice(choices)
-        command = click.option(name, type=kind, default="auto", show_default=True, help=text)(
+        first = choices[0]
+        command = click.option(name, type=kind, default=first, show_default=True, help=text)(
             command
         )
     return checkpoint_option(command)

@@ -68,6 +68,7 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(d, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(d, config.norm_eps) if config.qk_norm else None
         self.scale, self.dropout = config.attention_scale, config.attention_dropout
+        self.joined: nn.Module | None = None  # q, k and v in one, of a model that only infers
         # Given each call's weights [B, H, T, S], to look inside; the output does not depend on it.
         self.watch: Callable[[Tensor], None] | None = None
 
@@ -75,14 +76,17 @@ class Attention(nn.Module):
         return x.view(*x.shape[:2], n, self.head_dim).transpose(1, 2)  # [B, n, T, D]
 
     def qkv(self, x: Tensor) -> tuple[Tensor, ...] | None:
-        """The three projections in one product, which is quicker where it pays to join weights:
-        in training."""
+        """The three projections in one product, where joining the weights pays: in training, or
+        once and for all."""
         layers = self.q_proj, self.k_proj, self.v_proj
+        sizes = [n * self.head_dim for n in (self.n_heads, self.n_kv_heads, self.n_kv_heads)]
+        if self.joined is not None:
+            return torch.split(self.joined(x), sizes, -1)
         if not self.training or any(type(layer) is not Linear for layer in layers):
             return None
         bias = torch.cat([layer.bias for layer in layers]) if self.q_proj.bias is not None else None
         joined = linear(x, torch.cat([layer.weight for layer in layers]), bias)
-        return torch.split(joined, [layer.out_features for layer in layers], -1)
+        return torch.split(joined, sizes, -1)
 
     def keys_values(
         self, memory: Tensor, merged: tuple[Tensor, ...] | None = None

@@ -20,6 +20,7 @@ from lmcli.evaluation.attention import WordAttention, word_attention
 from lmcli.evaluation.evaluate import SplitScorer, decode_pairs
 from lmcli.inference.engine import Engine
 from lmcli.metrics import perplexity
+from lmcli.model.packing import pack
 from lmcli.model.transformer import Transformer, Unset
 from lmcli.runs.config import RunConfig, check_tokenizer, parameters
 from lmcli.text import tasks
@@ -75,9 +76,14 @@ def load(
     which: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    quantize: str = "none",
 ) -> LoadedRun:
     """The run's best, last, mean or numbered checkpoint behind an Engine; by default the best, or
-    the mean where the run was told to average."""
+    the mean where the run was told to average. With 8 or 4 bits the rest is bfloat16."""
+    if quantize != "none":
+        if dtype == "float32":
+            raise UsageError(f"--quantize {quantize} computes in bfloat16, not --dtype float32")
+        dtype = "bfloat16"
     run = layout.find(root, reference, "run")
     manifest.read(run, "run", hashes=True)
     config = RunConfig.read(run)
@@ -97,6 +103,9 @@ def load(
             if checkpoint.list_steps(run) == steps:  # a living run may have pruned it meanwhile
                 raise
     model.to(machine.device, getattr(torch, machine.dtype)).eval()
+    if machine.dtype == "bfloat16":
+        pack(model, quantize)
+        machine = dataclasses.replace(machine, dtype=quantize if quantize != "none" else "bfloat16")
     tokenizer = Tokenizer.load(run / layout.TOKENIZER)
     if tokenizer.vocab_size > config.model.vocab_size:
         raise MismatchError(f"{run}: its tokenizer has more tokens than its model; restore it")

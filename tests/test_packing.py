@@ -1,0 +1,53 @@
+"""Packed and rounded weights compute what the plain ones do, as nearly as their bits allow."""
+
+import copy
+import json
+
+import pytest
+import torch
+from test_model import IDS, SHAPES, make
+
+from lmcli.model.packing import GROUP, Int4, Int8, pack
+
+
+@pytest.mark.parametrize("arch", ["decoder", "encoder-decoder"])
+@pytest.mark.parametrize("shape", ["default", "gqa", "learned, layernorm, biases, tied"])
+@pytest.mark.parametrize(("quantize", "tolerance"), [("none", 0.03), ("int8", 0.05), ("int4", 0.4)])
+def test_a_packed_model_has_nearly_the_same_logits(arch, shape, quantize, tolerance):
+    model = make(**{"init": "xavier"} | SHAPES[shape] | {"arch": arch, "vocab_size": 64}).eval()
+    given = {"source_ids": IDS[:, :5]} if arch == "encoder-decoder" else {}
+    plain = model.logits(model(IDS, **given))
+    low = copy.deepcopy(model).bfloat16()
+    with torch.inference_mode():
+        pack(low, quantize)
+        packed = low.logits(low(IDS, **given)).float()
+    assert (packed - plain).norm() < tolerance * plain.norm()
+
+
+def test_rounding_errors_are_those_of_the_bits():
+    weight = torch.randn(64, 128)
+    x = torch.eye(128).bfloat16()
+    for layer, worst in (
+        (Int8(weight.bfloat16(), None), 0.01),
+        (Int4(weight.bfloat16(), None), 0.1),
+    ):
+        again = layer(x).float().T
+        assert (again - weight).norm() < worst * weight.norm()
+    # one outlier costs its own group alone
+    weight[0, 0] = 50.0
+    again = Int4(weight.bfloat16(), None)(x).float().T
+    assert (again - weight)[:, GROUP:].norm() < 0.1 * weight[:, GROUP:].norm()
+
+
+def test_fewer_bits_on_the_command_line(cli, tiny_copy):
+    nats = {}
+    for flags in ((), ("--dtype", "bfloat16"), ("--quantize", "int8"), ("--quantize", "int4")):
+        result = cli("eval", "base", "--data", "corpus", "--split", "test", *flags, "--json")
+        scores = json.loads(result.out)["scores"]
+        nats[flags] = next(s["value"] for s in scores if s["name"] == "loss")
+        assert cli("sample", "base", "The ", *flags).code == 0
+    assert len(set(nats.values())) == 4  # each computes something of its own
+    assert max(nats.values()) - min(nats.values()) < 0.03 * nats[()]
+    assert len(list((tiny_copy / "runs/base/evals").glob("*-test-*.json"))) == 4
+    refused = cli("sample", "base", "x", "--quantize", "int8", "--dtype", "float32")
+    assert refused.code == 2 and "--quantize int8 computes in bfloat16" in refused.err
