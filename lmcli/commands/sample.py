@@ -118,7 +118,7 @@ def _write(
         )
     stop = tokenizer.newline_ids if lines else frozenset()
     with loaded.machine.autocast():
-        done = engine.generate(ids, config, [first + i for i in wanted], stop)
+        done = engine.generate(ids, config, [first + i for i in wanted], stop_ids=stop)
     by_prompt = dict(zip(wanted, done, strict=True))
     for i, prompt in enumerate(prompts):
         for completion in by_prompt.get(i, [None] * config.num_return_sequences):
