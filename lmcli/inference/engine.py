@@ -92,7 +92,7 @@ class Engine:
         one goes first, with those of most similar length.
 
         A completion ends with a stop id or where `stopped(ids)`; one of `choices` is all of it.
-        `on_token(record, sample, ids)` sees samples grow.
+        `on_token(record, sample, ids, ended)` sees samples grow.
         """
         self.model.eval()
         beams, n = config.num_beams > 1, config.num_return_sequences

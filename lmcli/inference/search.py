@@ -12,7 +12,7 @@ from lmcli.inference.batch import Batch, Completion
 from lmcli.randomness import uniform
 
 Stopped = Callable[[Sequence[int]], bool]
-OnToken = Callable[[int, int, Sequence[int]], None]
+OnToken = Callable[[int, int, Sequence[int], bool], None]
 
 
 class Rules:
@@ -83,7 +83,7 @@ class Samples:
                 row.ids.append(token)
             reason = self.rules.reason(row.ids, token, row.prompt.limit)
             if self.on_token is not None:
-                self.on_token(row.prompt.record, row.sample, row.ids)
+                self.on_token(row.prompt.record, row.sample, row.ids, bool(reason))
             if reason:
                 done = Completion(row.ids, row.logprobs, reason)
                 row.prompt.done.append((-row.sample, done))
