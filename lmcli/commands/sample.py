@@ -15,11 +15,10 @@ from lmcli import console
 from lmcli.commands import options
 from lmcli.config.fields import suggest
 from lmcli.config.generation import GenerationConfig, generation
-from lmcli.errors import DataError, MissingInputError, UsageError
+from lmcli.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from lmcli.inference.batch import Completion
-    from lmcli.runs.sample import Prompt, Sampler
+    from lmcli.runs.sample import Completion, Prompt, Sampler
 
 GRID = "Try each of some values: --grid temperature=0,0.7 (repeatable); prints a table."
 
@@ -101,7 +100,9 @@ def command(
     settings = _grid(grid, given)
     _check(how, config, prompts, stop, bool(grid))
     if choices_file:
-        choices += _lines_of(choices_file)
+        from lmcli.text.segments import lines as lines_of
+
+        choices += tuple(filter(None, lines_of(choices_file, "--choices")))
     if "" in (*stop, *choices):
         raise UsageError("an empty text is no --stop and no --choice")
     from lmcli.runs.load import load
@@ -155,15 +156,6 @@ def _check(
     }.items():
         if wrong:
             raise UsageError(flags)
-
-
-def _lines_of(path: str) -> tuple[str, ...]:
-    try:
-        return tuple(filter(None, Path(path).read_text(encoding="utf-8").split("\n")))
-    except FileNotFoundError:
-        raise MissingInputError(f"--choices {path}: no such file") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"--choices {path}: not UTF-8 at byte {error.start}") from None
 
 
 def _source(prompts: Sequence[str], how: Form) -> Callable[[int, bool], Any] | None:

@@ -9,7 +9,7 @@ from typing import Any
 from lmcli import console
 from lmcli.config.generation import GenerationConfig
 from lmcli.errors import UsageError
-from lmcli.inference.batch import Completion
+from lmcli.inference.batch import Completion as Completion
 from lmcli.inference.engine import Request
 from lmcli.runs.load import LoadedRun
 from lmcli.text.ends import Ends

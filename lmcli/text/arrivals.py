@@ -14,10 +14,12 @@ LONGEST = 2**22  # bytes of a line
 
 
 class Arrivals(Generic[T]):
-    """Standard input's lines, without their ends, as `parse(place, line)` reads them."""
+    """The lines of a stream, without their ends, as `parse(place, line)` reads them."""
 
-    def __init__(self, stream: Any, parse: Callable[[str, str], T]) -> None:
-        self._stream, self._parse = stream, parse
+    def __init__(
+        self, stream: Any, parse: Callable[[str, str], T], name: str = "standard input, line "
+    ) -> None:
+        self._stream, self._parse, self._name = stream, parse, name
         self._lines, self._rest, self._number, self._ended = deque[bytes](), b"", 0, False
         self._error: DataError | None = None
 
@@ -32,7 +34,7 @@ class Arrivals(Generic[T]):
                 self._read()
             while self._lines and not self._error and len(found) < n:
                 self._number += 1
-                where = f"standard input, line {self._number}"
+                where = f"{self._name}{self._number}"
                 line = self._lines.popleft().removesuffix(b"\r")
                 found.append(self._parse(where, decode(line, where)))
         except DataError as error:
@@ -56,7 +58,5 @@ class Arrivals(Generic[T]):
             lines += [self._rest] if self._rest else []
         self._lines += lines
         if len(self._rest) > LONGEST:
-            raise DataError(
-                f"standard input, line {self._number + len(self._lines) + 1}: more than "
-                f"{LONGEST >> 20} MiB; shorten it"
-            )
+            where = f"{self._name}{self._number + len(self._lines) + 1}"
+            raise DataError(f"{where}: more than {LONGEST >> 20} MiB; shorten it")
