@@ -27,7 +27,7 @@ COMMANDS = {
     "finetune": ("finetune", "Train a run on, on pairs or text: all of it, a part, or LoRA."),
     "sample": ("sample", "Generate text from prompts; a filter for pipes."),
     "eval": ("eval", "Perplexity of a run on a dataset; on pairs BLEU, ROUGE and more."),
-    "score": ("score", "BLEU, chrF, TER, ROUGE, EM and F1 of texts; pass@k of programs."),
+    "score": ("score", "BLEU, ROUGE, F1 .. of texts; pass@k; log-probabilities under a model."),
     "report": ("report", "Compare runs: table, Markdown, CSV, JSON or one HTML page."),
     "inspect": ("inspect", "Look inside: next words, attention, parameters."),
     "import": ("import_model", "A model folder of Hugging Face, as a run."),

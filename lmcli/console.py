@@ -51,9 +51,9 @@ def _print(message: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
-def answer(text: str) -> None:
-    """One line of the answer, on stdout."""
-    print(text, flush=True)
+def answer(text: str, end: str = "\n") -> None:
+    """One line of the answer, on stdout, or a part of one."""
+    print(text, end=end, flush=True)
 
 
 def answer_bytes(data: bytes) -> None:

@@ -1,7 +1,11 @@
 """lmcli sample"""
 
+import contextlib
+import itertools
+import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,36 +13,77 @@ import click
 
 from lmcli import console
 from lmcli.commands import options
+from lmcli.config.fields import suggest
 from lmcli.config.generation import GenerationConfig, generation
 from lmcli.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from lmcli.runs.load import LoadedRun
+    from lmcli.runs.sample import Completion, Prompt, Sampler
 
-LONGEST_PROMPT = 2**22
+GRID = "Try each of some values: --grid temperature=0,0.7 (repeatable); prints a table."
+
+
+@dataclass(frozen=True)
+class Form:
+    """How prompts come and completions go."""
+
+    echo: bool
+    escape: bool
+    whole: bool
+    jsonl: bool
+    prompt_key: str
+    stream: bool
+    logprobs: bool
+    as_json: bool
 
 
 @click.command(short_help="Generate text from prompts; a filter for pipes.")
 @click.argument("run")
 @click.argument("prompts", nargs=-1, type=options.Text())
 @options.settings(GenerationConfig)
+@click.option("--stop", multiple=True, type=options.Text(), help="End before TEXT (repeatable).")
+@click.option(
+    "--choice",
+    "choices",
+    multiple=True,
+    type=options.Text(),
+    help="Complete with one of some texts and nothing else (repeatable).",
+)
+@click.option(
+    "--choices", "choices_file", metavar="FILE", help="The same with each line of a file."
+)
 @click.option("--echo", is_flag=True, help="Print the prompt before each completion.")
+@click.option(
+    "--escape", is_flag=True, help=r"Write line feeds as \n and go on; else they end a line's text."
+)
+@click.option("--whole", is_flag=True, help="All of standard input is one prompt.")
+@click.option("--jsonl", is_flag=True, help="Records in and out; their other fields pass through.")
+@click.option(
+    "--prompt-key", default="prompt", show_default=True, help="The field of --jsonl to complete."
+)
+@click.option("--stream", is_flag=True, help="Print text as it comes, one completion at a time.")
+@click.option("--logprobs", is_flag=True, help="With --json or --jsonl: those of each token.")
+@click.option("--grid", "grid", multiple=True, metavar="NAME=A,B", help=GRID)
 @options.checkpoint_options
 @options.common
 def command(
     run: str,
     prompts: tuple[str, ...],
-    echo: bool,
+    stop: tuple[str, ...],
+    choices: tuple[str, ...],
+    choices_file: str | None,
+    grid: tuple[str, ...],
     given: dict[str, Any],
     at: dict[str, str],
     root: Path,
-    as_json: bool,
+    **form: Any,
 ) -> None:
-    """Complete prompts given as arguments, or each line of standard input.
+    r"""Complete prompts given as arguments, or each line of standard input.
 
     From standard input it is a filter: one line out per line in, in order, a blank line for a
     blank line, and a completion ends at its first newline. Prompts given as arguments run on to
-    the end of the text or the length asked for. Standard output has nothing but text.
+    the end of the text or the length asked for. Standard output has nothing but text. On a terminal
+    without prompts it asks for them.
 
     \b
     Examples:
@@ -46,90 +91,204 @@ def command(
       echo 'The king said' | lmcli sample base --temperature 0
       lmcli sample base "The quick brown fox" --max-length 50 --num-return-sequences 3 --echo
       lmcli sample en-de --num-beams 5 --batch-size 64 < test.en > test.de
+      lmcli sample base --jsonl --stop '###' < prompts.jsonl > completions.jsonl
+      lmcli sample base "It was a" --choice ' good day' --choice ' bad day' --temperature 0
+      lmcli sample base "The king" --grid temperature=0,0.7,1 --grid top_p=0.9,1
     """
+    how = Form(**form)
     config = generation(given, {})
+    settings = _grid(grid, given)
+    _check(how, config, prompts, stop, bool(grid))
+    if choices_file:
+        from lmcli.text.segments import lines as lines_of
+
+        choices += tuple(filter(None, lines_of(choices_file, "--choices")))
+    if "" in (*stop, *choices):
+        raise UsageError("an empty text is no --stop and no --choice")
+    from lmcli.runs.load import load
+    from lmcli.runs.sample import Sampler
+
+    lines = not (prompts or how.whole or how.jsonl or how.escape)
+    if how.stream:
+        config = replace(config, batch_size=1)
+    take = _source(prompts, how)
+    if take is None:
+        config = replace(config, batch_size=1)
+    loaded = load(root, run, **at)
+    if grid:
+        found = iter(lambda: take(2**20, True), None) if take else ()
+        every = list(itertools.chain.from_iterable(found))
+        samplers = [Sampler(loaded, c, lines, stop, choices) for _, c in settings]
+        _answer_grid([s for s, _ in settings], samplers, every, how)
+        return
+    sampler = Sampler(loaded, config, lines, stop, choices)
+    if take is None:
+        _talk(sampler, how)
+        return
+    shown = _Shown(how) if how.stream else None
+    for prompt, completions in sampler.stream(take, shown):
+        for done in completions:
+            if shown is None or not done.logprobs:
+                _answer(sampler, prompt, done, how)
+
+
+def _check(
+    how: Form,
+    config: GenerationConfig,
+    prompts: Sequence[str],
+    stop: Sequence[str],
+    grid: bool,
+) -> None:
+    """Refuses what does not go together."""
     for prompt in prompts:
         if not prompt.isprintable() and any("\ud800" <= c <= "\udfff" for c in prompt):
             raise UsageError(f"the prompt {prompt!r} is not UTF-8")
-    if not prompts and sys.stdin.isatty():
-        raise UsageError("no prompt: give one as an argument or lines on standard input")
-    from lmcli.runs.load import load
-
-    loaded = load(root, run, **at)
-    record = 0
-    for batch in [list(prompts)] if prompts else _arriving(config.batch_size):
-        _write(loaded, config, batch, record, echo, as_json, lines=not prompts)
-        record += len(batch)
-
-
-def _arriving(limit: int) -> Iterator[list[str]]:
-    """Lines of standard input in batches of what has arrived, so that a pipe never waits."""
-    from lmcli.text.readers import decode
-
-    stream: Any = sys.stdin.buffer
-    number, rest, ended = 0, b"", False
-    while not ended:
-        data = stream.read1(2**16)  # waits for the first byte only
-        *lines, rest = (rest + data).split(b"\n")
-        if len(rest) > LONGEST_PROMPT:
-            raise DataError(
-                f"standard input, line {number + len(lines) + 1}: a prompt of more than "
-                f"{LONGEST_PROMPT >> 20} MiB; shorten it"
-            )
-        if ended := not data:
-            lines += [rest] if rest else []
-        for start in range(0, len(lines), limit):
-            batch = []
-            for line in lines[start : start + limit]:
-                number += 1
-                batch.append(decode(line.removesuffix(b"\r"), f"standard input, line {number}"))
-            yield batch
+    json_out = how.as_json or how.jsonl
+    for flags, wrong in {
+        "--whole reads standard input": how.whole and bool(prompts),
+        "--jsonl reads standard input": how.jsonl and bool(prompts),
+        "--whole is one prompt, --jsonl one a line": how.whole and how.jsonl,
+        "--logprobs is for --json or --jsonl": how.logprobs and not json_out,
+        "--stream prints text, not JSON": how.stream and json_out,
+        "--stream shows draws; --num-beams knows its text at the end": how.stream
+        and config.num_beams > 1,
+        "--grid prints a table at the end; leave --stream out": how.stream and grid,
+    }.items():
+        if wrong:
+            raise UsageError(flags)
 
 
-def _write(
-    loaded: "LoadedRun",
-    config: GenerationConfig,
-    prompts: list[str],
-    first: int,
-    echo: bool,
-    as_json: bool,
-    lines: bool,
+def _source(prompts: Sequence[str], how: Form) -> Callable[[int, bool], Any] | None:
+    """Where prompts are taken from; None: they are asked for, on a terminal."""
+    from lmcli.runs.sample import Prompt, at_once
+    from lmcli.text.arrivals import LONGEST, Arrivals
+    from lmcli.text.readers import decode, field_of, record_of
+
+    def parse(where: str, line: str) -> "Prompt":
+        if not line or not how.jsonl:
+            return Prompt(line, {"prompt": line}, blank=not line)
+        record = record_of(line.encode(), where)
+        return Prompt(field_of(record, how.prompt_key, "--prompt-key", where), record)
+
+    if how.whole:
+        data = sys.stdin.buffer.read(LONGEST + 1)
+        if len(data) > LONGEST:
+            raise DataError(f"standard input: more than {LONGEST >> 20} MiB; shorten it")
+        prompts = [decode(data, "standard input")]
+    if prompts:
+        return at_once([Prompt(text, {"prompt": text}) for text in prompts])
+    if sys.stdin.isatty() and not how.jsonl:
+        if how.as_json or how.logprobs:
+            raise UsageError("no prompt: give one as an argument or lines on standard input")
+        return None
+    return Arrivals(sys.stdin.buffer, parse).take
+
+
+def _plain(text: str, escape: bool) -> str:
+    if escape:
+        return text.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
+    return text
+
+
+def _text(sampler: "Sampler", prompt: "Prompt", done: "Completion", echo: bool) -> str:
+    text = sampler.ends.readable(done.ids)
+    text = text.replace("\r", "") if sampler.stop_ids else text
+    return prompt.text + text if echo else text
+
+
+def _answer(sampler: "Sampler", prompt: "Prompt", done: "Completion", how: Form) -> None:
+    """One completion: a line, or a record with the fields of its prompt."""
+    text = _text(sampler, prompt, done, how.echo)
+    if how.jsonl and prompt.blank or not (how.as_json or how.jsonl):
+        console.answer(_plain(text, how.escape))
+        return
+    record = prompt.fields | {"completion": text}
+    if not prompt.blank:
+        record |= {
+            "tokens": len(done.ids),
+            "logprob": done.logprob,
+            "finish_reason": done.finish_reason,
+        }
+        if how.logprobs:
+            record["logprobs"] = sampler.logprobs(done)
+    console.answer(json.dumps(record, ensure_ascii=False))
+
+
+class _Shown:
+    """Prints a text as it grows; called with all of it that can be shown."""
+
+    def __init__(self, how: Form) -> None:
+        self.how, self.shown, self.begun = how, "", False
+
+    def __call__(self, prompt: "Prompt", text: str, final: bool) -> None:
+        if not self.begun and self.how.echo:
+            console.answer(_plain(prompt.text, self.how.escape), end="")
+        self.begun = not final
+        if text.startswith(self.shown):  # not where a tokenizer changes its mind about a space
+            console.answer(_plain(text[len(self.shown) :], self.how.escape), end="")
+        self.shown = "" if final else text
+        if final:
+            console.answer("")
+
+
+def _talk(sampler: "Sampler", how: Form) -> None:
+    """Asks for prompts on a terminal until its input ends; Ctrl-C ends a completion."""
+    from lmcli.runs.sample import Prompt, at_once
+
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 - history and editing of what `input` reads
+    while True:
+        mark = "> "
+        if not sys.stdout.isatty():  # where `input` would write it into the answer
+            print(mark, end="", file=sys.stderr, flush=True)
+            mark = ""
+        try:
+            prompt = Prompt(input(mark), {})
+        except EOFError:
+            print(file=sys.stderr)
+            return
+        try:
+            for _ in sampler.stream(at_once([prompt]), _Shown(how)):
+                pass
+        except KeyboardInterrupt:
+            console.answer("")
+
+
+def _grid(
+    grid: Sequence[str], given: dict[str, Any]
+) -> list[tuple[dict[str, str], GenerationConfig]]:
+    """Every combination of the values, as they were given and as settings."""
+    known = options.config_fields(GenerationConfig)
+    axes: dict[str, list[str]] = {}
+    for axis in grid:
+        name, equals, values = axis.partition("=")
+        name = name.replace("-", "_")
+        if not equals or name not in known:
+            raise UsageError(f"--grid {axis}: not NAME=A,B of a setting{suggest(name, known)}")
+        axes[name] = values.split(",")
+    chosen = [dict(zip(axes, row, strict=True)) for row in itertools.product(*axes.values())]
+    return [(row, generation({**given, **row}, {})) for row in chosen]
+
+
+def _answer_grid(
+    settings: Sequence[dict[str, str]],
+    samplers: Iterable["Sampler"],
+    prompts: list["Prompt"],
+    how: Form,
 ) -> None:
-    """Generates for a batch of prompts and prints in input order, flushed per record."""
-    tokenizer, engine = loaded.tokenizer, loaded.engine
-    wanted = [i for i, prompt in enumerate(prompts) if prompt or not lines]
-    ids = [loaded.encode(prompts[i]) for i in wanted]
-    for tokens in ids:
-        kept = len(engine.fit_prompt(tokens, config.max_new_tokens))
-        if kept < len(tokens) + 1:
-            console.warn_once(
-                f"a prompt of {len(tokens)} tokens keeps its last {kept}, so that there is room "
-                f"for new ones: the context is {engine.context_length}"
-            )
-        if config.max_length and config.max_length <= len(tokens):
-            console.warn_once(
-                f"a prompt of {len(tokens)} tokens leaves nothing of --max-length "
-                f"{config.max_length}: its completion is empty"
-            )
-    if config.max_new_tokens >= engine.context_length:
-        console.warn_once(
-            f"--max-new-tokens {config.max_new_tokens} does not fit: completions end with the "
-            f"context of {engine.context_length} tokens"
-        )
-    stop = tokenizer.newline_ids if lines else frozenset()
-    done = engine.generate(ids, config, [first + i for i in wanted], stop)
-    by_prompt = dict(zip(wanted, done, strict=True))
-    for i, prompt in enumerate(prompts):
-        for completion in by_prompt.get(i, [None] * config.num_return_sequences):
-            text = tokenizer.decode(completion.ids) if completion else ""
-            if lines:
-                text = text.partition("\n")[0].replace("\r", "")
-            text = prompt + text if echo else text
-            record: dict[str, Any] = {"prompt": prompt, "completion": text}
-            if completion is not None:
-                record |= {
-                    "tokens": len(completion.ids),
-                    "logprob": completion.logprob,
-                    "finish_reason": completion.finish_reason,
-                }
-            console.reply(as_json, record, text)
+    """A row for each completion under each combination of settings."""
+    from lmcli.runs.sample import at_once
+
+    rows = []
+    for setting, sampler in zip(settings, samplers, strict=True):
+        for prompt, completions in sampler.stream(at_once(prompts)):
+            for done in completions:
+                if how.as_json or how.jsonl:
+                    prompt_of = replace(prompt, fields=prompt.fields | {"settings": setting})
+                    _answer(sampler, prompt_of, done, how)
+                    continue
+                text = _plain(_text(sampler, prompt, done, how.echo), True)
+                per_token = done.logprob / max(1, len(done.logprobs))
+                rows.append([*setting.values(), len(done.ids), f"{per_token:.3f}", text])
+    if rows:
+        console.answer(console.table(rows, [*settings[0], "tokens", "logprob/token", "text"]))

@@ -1,8 +1,13 @@
 """lmcli score"""
 
+import contextlib
+import json
+import math
 import re
+import sys
 from dataclasses import asdict
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -22,15 +27,22 @@ METRIC = f"What to compute (repeatable).  [default: bleu, chrf, ter]  ({', '.joi
 DEFAULT = ("bleu", "chrf", "ter")
 
 
-@click.command(short_help="BLEU, chrF, TER, ROUGE, EM and F1 of texts; pass@k of programs.")
-@click.argument("hyps")
+@click.command(short_help="BLEU, ROUGE, F1 .. of texts; pass@k; log-probabilities under a model.")
+@click.argument("hyps", default="-")
 @click.option("--ref", "refs", metavar="REFS", multiple=True, help=REF)
 @click.option("--metric", "-m", "metrics", multiple=True, help=METRIC, default=DEFAULT)
 @click.option("--baseline", metavar="HYPS", help="Another system's hypotheses to test against.")
 @click.option("--segments", is_flag=True, help="The scores of each segment, tab-separated.")
 @options.settings(ScoringConfig)
-@options.json_option
-@options.quiet_option
+@click.option("--model", metavar="RUN", help="Print how likely a run finds each line or pair.")
+@click.option("--source", metavar="FILE", help="--model: prompts or sources, one for each line.")
+@click.option("--jsonl", is_flag=True, help="--model: records of --prompt-key and --hyp-key.")
+@click.option(
+    "--prompt-key", default="prompt", show_default=True, help="--model: what stands before a text."
+)
+@click.option("--end/--no-end", default=True, help="--model: whether <eos> ends each text.")
+@options.checkpoint_options
+@options.common
 def command(
     hyps: str,
     refs: tuple[str, ...],
@@ -38,7 +50,11 @@ def command(
     baseline: str | None,
     segments: bool,
     given: dict[str, Any],
+    model: str | None,
+    at: dict[str, str],
+    root: Path,
     as_json: bool,
+    **form: Any,
 ) -> None:
     """Score hypotheses against references, one segment a line; `-` is standard input.
 
@@ -49,6 +65,10 @@ def command(
     pass@k runs programs (docs/metrics.md): REFS has the fields prompt, test and perhaps entry_point
     for each problem, HYPS the same number of completions for each, one after the other.
 
+    With --model a filter: for each line its log-probability, tokens, log-probability per token and
+    perplexity, tab-separated. A line is a text, or for a run on pairs a source and a target with a
+    tab between them.
+
     \b
     Examples:
       lmcli score hyps.txt --ref refs.txt
@@ -56,11 +76,21 @@ def command(
       lmcli score new.txt --ref a.txt --ref b.txt --baseline old.txt --json
       lmcli score answers.jsonl --hyp-key answer --ref-key gold -m squad_em -m squad_f1
       lmcli score completions.jsonl --ref problems.jsonl -m pass@1 -m pass@10 --allow-code-execution
+      lmcli score --model base < lines.txt
+      lmcli sample base "The king" --json | lmcli score --model base --jsonl --json
     """
+    config = build(ScoringConfig, given)
+    if model is not None:
+        if refs or baseline or segments:
+            raise UsageError("--model scores by itself; --ref, --baseline and --segments do not")
+        form = {**form, "text_key": config.hyp_key or "completion", "as_json": as_json}
+        _answer_likelihoods(root, model, at, hyps, **form)
+        return
+    if form["source"] or form["jsonl"]:
+        raise UsageError("--source and --jsonl are for --model RUN")
     from lmcli.metrics.significance import compare
     from lmcli.text.segments import read
 
-    config = build(ScoringConfig, given)
     programs = [name for name in metrics if re.fullmatch(r"pass@[1-9]\d{0,8}", name)]
     modules = METRICS | dict.fromkeys(programs, "passk")
     for name in metrics:
@@ -145,3 +175,70 @@ def _answer(scores: list[dict[str, Any]], columns: dict[str, list[float]]) -> No
         console.answer("\t".join(columns))
         for values in zip(*columns.values(), strict=True):
             console.answer("\t".join(map(str, values)))
+
+
+def _answer_likelihoods(
+    root: Path,
+    model: str,
+    at: dict[str, str],
+    name: str,
+    source: str | None,
+    jsonl: bool,
+    prompt_key: str,
+    text_key: str,
+    end: bool,
+    as_json: bool,
+) -> None:
+    """A line or record out for each one in, flushed as they come; the sum of all is said."""
+    from lmcli.runs.load import load
+    from lmcli.text.arrivals import Arrivals
+    from lmcli.text.readers import field_of, record_of
+    from lmcli.text.segments import lines
+
+    loaded = load(root, model, **at)
+    jsonl = jsonl or name.endswith(".jsonl")
+    pairs = loaded.config.tuning.template is not None
+    sources = iter(lines(source, "--source")) if source else None
+
+    def parse(where: str, line: str) -> tuple[dict[str, Any], str | None, str, bool]:
+        if jsonl:
+            record = record_of(line.encode(), where)
+            prompt = field_of(record, prompt_key, "--prompt-key", where)
+            text = field_of(record, text_key, "--hyp-key", where)
+            return record, prompt, text, end and record.get("finish_reason", "eos") == "eos"
+        if sources is not None:
+            if (before := next(sources, None)) is None:
+                raise DataError(f"{where}: --source {source} has fewer lines")
+            return {"source": before, "target": line}, before, line, end
+        if not pairs:
+            return {"text": line}, None, line, end
+        prompt, tab, text = line.partition("\t")
+        if line and not tab:
+            raise DataError(f"{where}: no tab between source and target; see --source")
+        return {"source": prompt, "target": text}, prompt, text, end
+
+    total, n_tokens, n_texts = 0.0, 0, 0
+    with contextlib.ExitStack() as stack:
+        stream = sys.stdin.buffer if name == "-" else stack.enter_context(open(name, "rb"))
+        arrivals = Arrivals(stream, parse, "standard input, line " if name == "-" else f"{name}:")
+        while (found := arrivals.take(256, True)) is not None:
+            values_of = loaded.likelihoods([row[1:] for row in found])
+            for (record, _, text, _), values in zip(found, values_of, strict=True):
+                if not (text or jsonl):
+                    console.answer("")
+                    continue
+                logprob, n = math.fsum(values), len(values)
+                mean = logprob / max(1, n)
+                numbers = {"logprob": logprob, "tokens": n, "logprob_per_token": mean}
+                numbers["perplexity"] = math.exp(min(700.0, -mean))
+                value = json.dumps(record | numbers, ensure_ascii=False)
+                console.answer(
+                    value if as_json else "\t".join(f"{x:.6g}" for x in numbers.values())
+                )
+                total, n_tokens, n_texts = total + logprob, n_tokens + n, n_texts + 1
+    if sources is not None and next(sources, None) is not None:
+        raise DataError(f"--source {source} has more lines than there are texts")
+    perplexity = math.exp(min(700.0, -total / max(1, n_tokens)))
+    console.say(
+        f"{n_texts:,} texts, {n_tokens:,} tokens: logprob {total:.6g}, perplexity {perplexity:.6g}"
+    )

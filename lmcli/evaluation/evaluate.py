@@ -4,8 +4,8 @@ Validation during training and `lmcli eval` are this one function, so that perpl
 exponential of the validation loss on the same tokens.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from importlib import import_module
 
 import numpy as np
@@ -58,6 +58,58 @@ def choose(lengths: np.ndarray, max_tokens: int) -> list[int]:
     return order[:needed].tolist()  # type: ignore[no-any-return]
 
 
+def score_examples(
+    engine: Engine, examples: Sequence[Example], batch_tokens: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(place, nats of the scored tokens) of every example, longest first."""
+    order = sorted(
+        range(len(examples)), key=lambda i: (-len(examples[i].ids), -examples[i].n_source)
+    )
+    done = 0
+    while done < len(order):
+        width = max(len(examples[order[done]].ids), examples[order[done]].n_source)
+        rows = order[done : done + max(1, batch_tokens // width)]
+        batch = collate([examples[i] for i in rows], engine.eos_id, engine.pad_id)
+        nats = engine.score(batch.input_ids, batch.targets, batch.source_ids, batch.source_mask)
+        for row, i in enumerate(rows):
+            yield i, nats[row, batch.loss_mask[row]]
+        done += len(rows)
+
+
+def likelihoods(
+    engine: Engine, texts: Sequence[tuple[list[int] | None, list[int]]], batch_tokens: int
+) -> list[np.ndarray]:
+    """The log-probability of each token of a text, after its prompt or source where there is one.
+
+    What is longer than the context is scored half of one at a time, after as much of the text
+    before as fits; a target of an encoder-decoder ends with the context.
+    """
+    context, eos = engine.context_length, engine.eos_id
+    examples, owners = list[Example](), list[int]()
+    for i, (prompt, target) in enumerate(texts):
+        ids = np.array([*(prompt or ()), *target], dtype=np.int64)
+        if not engine.has_encoder:
+            left = len(target)
+            stride = context if len(ids) <= context else max(1, context // 2)
+            parts = []
+            for window in reversed(list(windows(ids, eos, context, stride))):
+                parts.append(replace(window, n_scored=min(window.n_scored, left)))
+                left -= parts[-1].n_scored
+            found = [part for part in reversed(parts) if part.n_scored]
+        elif prompt is None:
+            found = list(halves(ids, eos, context))
+        else:
+            kept = np.array(target[:context], dtype=np.int64)
+            found = [Example(kept, len(kept), np.array(engine.fit_prompt(prompt)))]
+        examples += found
+        owners += [i] * len(found)
+    nats = dict(score_examples(engine, examples, batch_tokens))
+    values: list[list[np.ndarray]] = [[np.zeros(0)] for _ in texts]
+    for place, i in enumerate(owners):
+        values[i].append(-nats[place].astype(np.float64))
+    return [np.concatenate(parts) for parts in values]
+
+
 class SplitScorer:
     """The text of a split counted once, to be scored by one or many models.
 
@@ -106,18 +158,10 @@ class SplitScorer:
 
     def score(self, engine: Engine, progress: Callable[[int], None] = lambda n: None) -> Counts:
         """Summed nats of every token; `progress(windows scored)` after each forward pass."""
-        ordered = sorted(self._windows, key=lambda w: (-len(w.ids), -w.n_source))
         nats = 0.0
-        done = 0
-        while done < len(ordered):
-            width = max(len(ordered[done].ids), ordered[done].n_source)
-            rows = ordered[done : done + max(1, self._batch_tokens // width)]
-            batch = collate(rows, self._eos, self._pad)
-            scored = engine.score(
-                batch.input_ids, batch.targets, batch.source_ids, batch.source_mask
-            )
-            nats += float(scored[batch.loss_mask].astype(np.float64).sum())
-            done += len(rows)
+        found = score_examples(engine, self._windows, self._batch_tokens)
+        for done, (_, scored) in enumerate(found, 1):
+            nats += float(scored.astype(np.float64).sum())
             progress(done)
         return Counts(nats, self.tokens, self.words, self.bytes, self.documents)
 

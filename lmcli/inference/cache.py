@@ -1,8 +1,10 @@
 """The key/value cache: slot == position, so prompts of different lengths need no second mask.
 
-Rows are padded on the right. A query at position p attends to slots <= p; pad slots lie after each
-row's position, are therefore invisible, and are overwritten when the row gets there.
+A query at position p attends to slots <= p. What lies behind, pads of a shorter prompt or the text
+of an earlier row, is therefore invisible, and is overwritten when the row gets there.
 """
+
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -10,59 +12,81 @@ from torch import Tensor
 
 from lmcli.config.model import ModelConfig
 
-SLOTS = 32  # added at a time
+SLOTS = 64  # at first; then twice as many each time
 
 
 class LayerSlots:
-    """Keys and values of one layer: [B, K, slots, D]."""
+    """Keys and values of one layer: [rows, K, slots, D]."""
 
     def __init__(self, k: Tensor, v: Tensor) -> None:
         self.k, self.v, self.used = k, v, 0
+        self.reading: Tensor | None = None  # the rows whose prompts are being read
 
     def update(self, k: Tensor, v: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores k, v [B, K, T, D] at `positions` [B or 1, T]; returns the used slots."""
-        if positions.shape[0] == 1:
-            self.k[:, :, positions[0]] = k
-            self.v[:, :, positions[0]] = v
-        else:
-            rows = torch.arange(len(k), device=k.device)[:, None]
-            self.k[rows, :, positions] = k.transpose(1, 2)
-            self.v[rows, :, positions] = v.transpose(1, 2)
-        return self.k[:, :, : self.used], self.v[:, :, : self.used]
+        """Stores k, v [B, K, T, D]; returns the slots they may see.
+
+        A prompt sees itself alone. Otherwise the first B rows each get one slot, at `positions`
+        [B, 1], and see the used ones.
+        """
+        if self.reading is not None:
+            self.k[self.reading, :, : k.shape[2]] = k
+            self.v[self.reading, :, : v.shape[2]] = v
+            return k, v
+        rows = torch.arange(len(k), device=k.device)[:, None]
+        self.k[rows, :, positions] = k.transpose(1, 2)
+        self.v[rows, :, positions] = v.transpose(1, 2)
+        return self.k[: len(k), :, : self.used], self.v[: len(k), :, : self.used]
 
 
 class Cache:
-    """One LayerSlots per decoder block, for `rows` sequences; slots are added as they are used."""
+    """One LayerSlots per decoder block, and beside them each slot's token and its logprob."""
 
-    def __init__(
-        self, config: ModelConfig, rows: int, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        shape = (rows, config.n_kv_heads, 0, config.head_dim)
+    def __init__(self, config: ModelConfig, device: torch.device, dtype: torch.dtype) -> None:
+        def empty(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+            return torch.zeros((0, *shape), device=device, dtype=dtype)
 
-        def empty() -> Tensor:
-            return torch.zeros(shape, device=device, dtype=dtype)
+        shape = config.n_kv_heads, 0, config.head_dim
+        self.layers = [LayerSlots(empty(*shape), empty(*shape)) for _ in range(config.n_layers)]
+        self.ids = empty(0, dtype=torch.long)  # [rows, slots]
+        self.logprobs = empty(0, dtype=torch.float32)
+        self.slot_bytes = 2 * config.n_layers * shape[0] * shape[2] * dtype.itemsize
 
-        self.layers = [LayerSlots(empty(), empty()) for _ in range(config.n_layers)]
-
-    def use(self, slots: int) -> Tensor:
-        """Makes the first `slots` slots visible; returns their positions [1, slots]."""
-        more = slots - self.layers[0].k.shape[2]
-        for layer in self.layers:
-            if more > 0:
-                room = (0, 0, 0, -(-more // SLOTS) * SLOTS)
+    def reserve(self, rows: int, slots: int) -> None:
+        """Makes room for so many rows and slots; they begin as zeros."""
+        have_rows, have = self.ids.shape
+        more = max(0, rows - have_rows)
+        wider = max(SLOTS, 2 * have, slots) - have if slots > have else 0
+        if more or wider:
+            for layer in self.layers:
+                room = (0, 0, 0, wider, 0, 0, 0, more)
                 layer.k, layer.v = F.pad(layer.k, room), F.pad(layer.v, room)
-            layer.used = slots
-        return torch.arange(slots, device=self.layers[0].k.device)[None]
+            self.ids = F.pad(self.ids, (0, wider, 0, more))
+            self.logprobs = F.pad(self.logprobs, (0, wider, 0, more))
 
-    def select(self, rows: Tensor) -> None:
-        """Keeps, reorders or repeats the given rows; only as many slots are moved as are used."""
-
-        def chosen(slots: Tensor, used: int) -> Tensor:
-            kept = slots[rows, :, :used]
-            if len(rows) > len(slots):
-                slots = slots.new_zeros((len(rows), *slots.shape[1:]))
-            slots[: len(rows), :, :used] = kept
-            return slots[: len(rows)]
-
+    def see(self, used: int, reading: Tensor | None = None) -> None:
+        """What the next forward pass is about: some prompts, or the next slot of every row."""
         for layer in self.layers:
-            layer.k, layer.v = chosen(layer.k, layer.used), chosen(layer.v, layer.used)
+            layer.used, layer.reading = used, reading
+
+    def copy(self, to: Tensor, source: Tensor, slots: slice) -> None:
+        """Some slots of the rows `source` over those of `to`."""
+        moved = to != source
+        if moved.any():
+            to, source = to[moved], source[moved]
+            for layer in self.layers:
+                layer.k[to, :, slots] = layer.k[source, :, slots]
+                layer.v[to, :, slots] = layer.v[source, :, slots]
+            self.ids[to, slots] = self.ids[source, slots]
+            self.logprobs[to, slots] = self.logprobs[source, slots]
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that can still be had, where the system says; else a lot."""
+    if device.type == "cuda":
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + held
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return 1 << 40

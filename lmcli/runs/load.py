@@ -17,7 +17,7 @@ from lmcli.config.scoring import ScoringConfig
 from lmcli.dataset.store import Dataset
 from lmcli.errors import LmcliError, MismatchError, UsageError
 from lmcli.evaluation.attention import WordAttention, word_attention
-from lmcli.evaluation.evaluate import SplitScorer, decode_pairs
+from lmcli.evaluation.evaluate import SplitScorer, decode_pairs, likelihoods
 from lmcli.inference.engine import Engine
 from lmcli.metrics import perplexity
 from lmcli.model.packing import pack
@@ -51,6 +51,27 @@ class LoadedRun:
         """`num_return_sequences` completions of each prompt."""
         done = self.engine.generate([self.encode(p) for p in prompts], config)
         return [[self.tokenizer.decode(c.ids) for c in completions] for completions in done]
+
+    def likelihoods(
+        self, texts: Sequence[tuple[str | None, str, bool]], batch_tokens: int = 8192
+    ) -> list[list[float]]:
+        """The log-probability of each token of (prompt or source, text, whether `<eos>` ends it).
+
+        As for `sample` the prompt is read within the run's template. A text alone is a document.
+        """
+        eos = self.tokenizer.eos_id
+        found = likelihoods(
+            self.engine,
+            [
+                (
+                    None if prompt is None else self.encode(prompt),
+                    self.tokenizer.encode(text) + [eos] * ended,
+                )
+                for prompt, text, ended in texts
+            ],
+            batch_tokens,
+        )
+        return [values.tolist() for values in found]
 
     def next_tokens(self, prompt: str, top: int) -> list[dict[str, Any]]:
         """The `top` most likely tokens after a prompt, with P(w_t | w_1 .. w_t-1)."""

@@ -60,6 +60,13 @@ def read(name: str, key: str) -> Source:
     return Source(title, rows, keyed=parse is not iter)
 
 
+def lines(name: str, flag: str) -> list[str]:
+    """The lines of the plain file that a flag names."""
+    if (source := read(name, "")).keyed:
+        raise DataError(f"{flag} {name}: a file of plain lines is wanted here")
+    return [text for _, text in source.rows]
+
+
 def _json(lines: Iterator[tuple[str, str]]) -> Iterator[tuple[str, dict[str, Any]]]:
     for where, line in lines:
         try:

@@ -95,7 +95,7 @@ class Tokenizer:
         """Whether any text comes back as it was; tried on what tokenizers are known to change."""
         text = "a  B.\n\n\t ##c\u212b e\u0301 don't" + "".join(map(chr, range(0x250)))
         return (
-            self._spells_bytes
+            self.spells_bytes
             and BYTE_OF.keys() <= self._inner.get_vocab().keys()
             and self._inner.normalizer is None
             and self.decode_bytes(self.encode(text)) == text.encode()
@@ -137,12 +137,12 @@ class Tokenizer:
         return [e.ids for e in encoded]
 
     @cached_property
-    def _spells_bytes(self) -> bool:
+    def spells_bytes(self) -> bool:
         decoder = self._inner.decoder
         return decoder is not None and b"ByteLevel" in decoder.__getstate__()
 
     def _spell(self, token: str, i: int) -> bytes:
-        if not self._spells_bytes:
+        if not self.spells_bytes:
             return str(self._inner.decode([i])).encode()
         token = token.removeprefix(
             getattr(self._inner.model, "continuing_subword_prefix", "") or ""
@@ -169,7 +169,7 @@ class Tokenizer:
         ids = list(ids)
         if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
             raise DataError(f"a token id is outside the vocabulary of {self.vocab_size}")
-        if not self._spells_bytes:
+        if not self.spells_bytes:
             return str(self._inner.decode(ids)).encode()
         table = self._bytes_of
         return b"".join([table[i] for i in ids])
