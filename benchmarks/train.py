@@ -15,16 +15,12 @@ of inputs and of weights, each in the faster of bfloat16 and float32, measured i
 """
 
 import argparse
-import json
-import resource
-import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from rounds import Clock, compare, quietly, spread
 
 SHAPES = {  # layers, heads, width, context, batch, vocabulary
     "a": (4, 4, 128, 64, 12, 65),
@@ -32,7 +28,6 @@ SHAPES = {  # layers, heads, width, context, batch, vocabulary
     "c": (12, 12, 768, 512, 4, 50304),
 }
 Step = Callable[[], object]
-ANSWERS, sys.stdout = sys.stdout, sys.stderr  # what the programs say is no answer
 
 
 def lmcli(shape: str, threads: int, dropout: float = 0.0, **settings: Any) -> Step:
@@ -195,29 +190,6 @@ def matmuls(shape: str, threads: int) -> Step:
     return step
 
 
-class Clock:
-    """Takes steps while it is told to, and says how many tokens a second that was."""
-
-    def __init__(self, tokens: int) -> None:
-        self.tokens, self.wanted, self.done, self.n_warm = tokens, 0.0, 0, 3
-        self.began = time.perf_counter()
-
-    def stepped(self) -> None:
-        self.done += 1
-        if self.n_warm:
-            self.n_warm -= 1
-            if self.n_warm:
-                return
-        elif time.perf_counter() - self.began < self.wanted:
-            return
-        else:
-            rate = self.tokens * self.done / (time.perf_counter() - self.began)
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-            print(json.dumps({"rate": rate, "peak": peak}), file=ANSWERS, flush=True)
-        self.wanted = float(input())
-        self.done, self.began = 0, time.perf_counter()
-
-
 def child(name: str, shape: str, threads: int, checkout: str) -> None:
     if name == "trainer":
         trainer(shape, threads)
@@ -237,11 +209,6 @@ def child(name: str, shape: str, threads: int, checkout: str) -> None:
         clock.stepped()
 
 
-def spread(values: list[float], form: str = "{:.2f}") -> str:
-    shown = [form.format(v) for v in (statistics.median(values), min(values), max(values))]
-    return f"{shown[0]} ({shown[1]} to {shown[2]})"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--nanogpt", default="", help="checkout of nanoGPT")
@@ -253,41 +220,23 @@ def main() -> None:
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
+        quietly()
         child(args.child, args.shapes, args.threads, args.nanogpt)
         return
-    sys.stdout = ANSWERS
     from lmcli.training.precision import usable_cores
 
     threads = args.threads or usable_cores()
     for shape in args.shapes.split(","):
         names = ["lmcli", *args.rivals.split(",")]
-        rates: dict[str, list[float]] = {name: [] for name in names}
-        peaks: dict[str, float] = {}
-        processes = {
-            name: subprocess.Popen(
-                [sys.executable, __file__, "--child", name, "--shapes", shape]
-                + ["--threads", str(threads), "--nanogpt", args.nanogpt],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-            )
-            for name in names
-        }
-        for _ in range(args.rounds + 1):  # the first one waits for all to be warm
-            for name, process in processes.items():
-                assert process.stdin is not None and process.stdout is not None
-                process.stdin.write(f"{args.seconds if rates[name] else 0}\n")
-                process.stdin.flush()
-                line = process.stdout.readline()
-                if not line:
-                    sys.exit(f"{name} ended; run it alone to see why: --child {name}")
-                found = json.loads(line)
-                rates[name].append(found["rate"])
-                peaks[name] = found["peak"]
-        for process in processes.values():
-            process.kill()
-        rates = {name: values[1:] for name, values in rates.items()}
+        rates, peaks = compare(
+            {
+                name: [__file__, "--child", name, "--shapes", shape]
+                + ["--threads", str(threads), "--nanogpt", args.nanogpt]
+                for name in names
+            },
+            args.rounds,
+            args.seconds,
+        )
         print(f"\n({shape}) {SHAPES[shape]}, {threads} threads, {args.rounds} rounds\n")
         print("| | tokens/s | lmcli is faster by | peak memory, GiB |\n| --- | --- | --- | --- |")
         for name in names:

@@ -1,0 +1,76 @@
+"""Programs measured side by side: each in a process of its own that waits while others run."""
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+_answers: Any = sys.stdout
+
+
+def quietly() -> None:
+    """In a child: what the program prints is no answer."""
+    global _answers
+    _answers, sys.stdout = sys.stdout, sys.stderr
+
+
+def compare(
+    lines: dict[str, list[str]], rounds: int, seconds: float
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Tokens per second of each child by round, interleaved, and its peak memory in GiB."""
+    rates: dict[str, list[float]] = {name: [] for name in lines}
+    peaks: dict[str, float] = {}
+    processes = {
+        name: subprocess.Popen(
+            [sys.executable, *line],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        for name, line in lines.items()
+    }
+    for _ in range(rounds + 1):  # in the first one all get warm
+        for name, process in processes.items():
+            assert process.stdin is not None and process.stdout is not None
+            process.stdin.write(f"{seconds if rates[name] else 0}\n")
+            process.stdin.flush()
+            if not (line := process.stdout.readline()):
+                sys.exit(f"{name} ended; to see why: {' '.join(lines[name])} <<< 1")
+            found = json.loads(line)
+            rates[name].append(found["rate"])
+            peaks[name] = found["peak"]
+    for process in processes.values():
+        process.kill()
+    return {name: values[1:] for name, values in rates.items()}, peaks
+
+
+class Clock:
+    """Takes steps while it is told to, and says how many tokens a second that was."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens, self.wanted, self.done, self.n_warm = tokens, 0.0, 0, 3
+        self.began = time.perf_counter()
+
+    def stepped(self) -> None:
+        self.done += 1
+        if self.n_warm:
+            self.n_warm -= 1
+            if self.n_warm:
+                return
+        elif time.perf_counter() - self.began < self.wanted:
+            return
+        else:
+            rate = self.tokens * self.done / (time.perf_counter() - self.began)
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+            print(json.dumps({"rate": rate, "peak": peak}), file=_answers, flush=True)
+        self.wanted = float(input())
+        self.done, self.began = 0, time.perf_counter()
+
+
+def spread(values: list[float], form: str = "{:.2f}") -> str:
+    shown = [form.format(v) for v in (statistics.median(values), min(values), max(values))]
+    return f"{shown[0]} ({shown[1]} to {shown[2]})"
