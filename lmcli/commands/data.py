@@ -16,7 +16,7 @@ from lmcli.commands.creation import Creation, creation_flags, summary
 from lmcli.config.data import PairConfig, ReadConfig, SplitConfig
 from lmcli.config.fields import flag, pick
 from lmcli.config.units import show_bytes
-from lmcli.errors import DataError, UsageError
+from lmcli.errors import UsageError
 
 if TYPE_CHECKING:
     from lmcli.dataset.store import Dataset
@@ -213,15 +213,9 @@ def verify(dataset: str, root: Path, as_json: bool) -> None:
     Example:
       lmcli data verify corpus
     """
-    path = layout.find(root, dataset, "dataset")
-    problems = manifest.verify(path)
-    if not problems:
-        from lmcli.dataset.store import format_problems
+    from lmcli.commands.verify import check
 
-        problems = format_problems(path)
-    console.reply(as_json, {"ok": not problems, "problems": problems}, "\n".join(problems) or "ok")
-    if problems:
-        raise DataError(f"dataset {path.name}: {len(problems)} problem(s); rebuild it")
+    check(layout.find(root, dataset, "dataset"), as_json)
 
 
 @command.command("show")

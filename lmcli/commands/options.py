@@ -12,7 +12,7 @@ import click
 from lmcli import console
 from lmcli.artifacts import layout
 from lmcli.config import fields
-from lmcli.errors import MissingInputError, UsageError
+from lmcli.errors import UsageError
 
 F = TypeVar("F", bound=Callable[..., Any])
 METAVAR = {int: "N", float: "X", str: "TEXT"}
@@ -77,12 +77,7 @@ class Text(click.types.StringParamType):
 def read_template(given: dict[str, Any]) -> None:
     """Puts the content of the file that --template names in its place."""
     if name := given.get("template"):
-        try:
-            given["template"] = Path(name).read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise MissingInputError(f"--template {name}: no such file") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"--template {name}: {error}") from None
+        given["template"] = fields.read_file("--template", Path(name), str, "UTF-8")
 
 
 def _set_loudness(ctx: click.Context, param: click.Parameter, value: bool) -> None:
