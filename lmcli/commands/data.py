@@ -221,14 +221,7 @@ def verify(dataset: str, root: Path, as_json: bool) -> None:
 @command.command("show")
 @click.argument("dataset")
 @click.option("--split", default="train", show_default=True, help="Split to show.")
-@click.option(
-    "--limit",
-    type=click.IntRange(min=0),
-    default=3,
-    show_default=True,
-    metavar="N",
-    help="Documents to show.",
-)
+@options.number("--limit", 3, "Documents to show.", low=0)
 @click.option("--document", type=int, metavar="I", help="Only document I (from 0).")
 @options.common
 def show(

@@ -85,6 +85,27 @@ def _set_loudness(ctx: click.Context, param: click.Parameter, value: bool) -> No
         setattr(console, str(param.name), True)
 
 
+def _loudness(*names: str, help: str) -> Callable[[F], F]:
+    eager: Any = {"is_flag": True, "is_eager": True, "expose_value": False}
+    return click.option(*names, callback=_set_loudness, help=help, **eager)
+
+
+quiet_option = _loudness("--quiet", "-q", help="Say nothing but answers, warnings and errors.")
+verbose_option = _loudness(
+    "--verbose", "-v", help="Say what was chosen, and where an error came from."
+)
+
+
+def number(
+    name: str, default: int, help: str, metavar: str = "N", low: int = 1
+) -> Callable[[F], F]:
+    """A whole number of at least `low`."""
+    kind = click.IntRange(low)
+    return click.option(
+        name, type=kind, default=default, show_default=True, metavar=metavar, help=help
+    )
+
+
 def _root(ctx: click.Context, param: click.Parameter, value: str | None) -> Path:
     root = layout.root(value)
     if root.exists() and not root.is_dir():
@@ -108,24 +129,6 @@ artifacts_option = click.option(
     help="Artifact directory.  [default: $LMCLI_ARTIFACTS or ./artifacts]",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
-quiet_option = click.option(
-    "--quiet",
-    "-q",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_set_loudness,
-    help="Say nothing but answers, warnings and errors.",
-)
-verbose_option = click.option(
-    "--verbose",
-    "-v",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_set_loudness,
-    help="Say what was chosen, and where an error came from.",
-)
 config_file_option = click.option(
     "--config",
     "config_file",

@@ -190,7 +190,8 @@ class Reader:
     def _chunks(self, path: Path) -> Iterator[Piece]:
         held, name, first, data, offset = "", name_of(path), True, b"more", 0
         decoder = codecs.getincrementaldecoder("utf-8")()
-        with opened(path, self.config, lambda: f"{offset} bytes") as (file, offset):
+        with opened(path, self.config, lambda: f"{offset} bytes") as (file, start):
+            offset = start
             while data:
                 pending, _ = decoder.getstate()  # the beginning of a character
                 data = file.read(READ_BYTES)
