@@ -124,7 +124,7 @@ class RunConfig:
         """The mean of checkpoints as weights of a plain model: low-rank updates are merged."""
         total: dict[str, Tensor] = {}
         for folder in folders:
-            tensors = lora.merged(checkpoint.load_tensors(folder / layout.MODEL), self.tuning)
+            tensors = lora.merged(checkpoint.load_model(folder), self.tuning)
             total = {n: total[n] + t for n, t in tensors.items()} if total else tensors
         return {n: t / len(folders) for n, t in total.items()} if len(folders) > 1 else total
 
