@@ -251,11 +251,11 @@ def show(
         ids = store.document(i).tolist()
         if found.sources:
             _show_pair(i, found.sources[split].document(i).tolist(), ids, tokenizer, as_json)
-        elif as_json:
-            console.answer_json({"document": i, "tokens": len(ids), "text": tokenizer.decode(ids)})
         else:
-            console.say(f"--- {split} document {i}: {len(ids)} tokens")
-            console.answer_bytes(tokenizer.decode_bytes(ids))
+            if not as_json:
+                console.say(f"--- {split} document {i}: {len(ids)} tokens")
+            facts = {"document": i, "tokens": len(ids), "text": tokenizer.decode(ids)}
+            console.reply(as_json, facts, tokenizer.decode_bytes(ids))
 
 
 def _show_pair(
@@ -273,6 +273,4 @@ def _show_pair(
     coloured = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     for mark, colour, ids in ((b"[source] ", b"", source), (b"[target] ", b"\x1b[32m", target)):
         text = tokenizer.spell(ids)
-        console.answer_bytes(
-            b"".join((colour, text, colour and b"\x1b[0m")) if coloured else mark + text
-        )
+        console.answer(b"".join((colour, text, colour and b"\x1b[0m")) if coloured else mark + text)

@@ -86,11 +86,10 @@ def command(
     layout.new(root, "run", name)
     try:
         # Under --json, what the steps answer is conversation.
-        with open(os.devnull, "w") as nowhere, contextlib.ExitStack() as stack:
-            if as_json:
-                aside = nowhere if console.quiet else sys.stderr
-                stack.enter_context(contextlib.redirect_stdout(aside))
-            result = _pipeline(name, text, seconds, force, root)
+        with open(os.devnull, "w") as nowhere:
+            aside = nowhere if console.quiet else sys.stderr
+            with contextlib.redirect_stdout(aside if as_json else sys.stdout):
+                result = _pipeline(name, text, seconds, force, root)
     except (KeyboardInterrupt, click.Abort, Interrupted):
         same = "the same `lmcli quickstart`, without --force," if force else "the same command"
         console.say(f"stopped; {same} goes on from here")
