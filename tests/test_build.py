@@ -65,7 +65,7 @@ def test_a_small_corpus_is_cut_by_position_at_line_ends(cli, root, tokenizer):
 def test_position_split_of_a_document_in_pieces(cli, root, tokenizer, monkeypatch):
     from lmcli.text import readers
 
-    monkeypatch.setattr(readers, "PIECE_BYTES", 500)
+    monkeypatch.setattr(readers, "PIECE_LENGTH", 500)
     monkeypatch.setattr(readers, "READ_BYTES", 100)
     text = "".join(f"line {i}\n" for i in range(900))
     (root.parent / "a.txt").write_text(text)

@@ -27,8 +27,8 @@ TABLES: dict[str, dict[str, Any]] = {
 }
 RECORDS = ("jsonl", *TABLES)
 LONGEST_FIELD = 2**26  # characters: a quote that is never closed must not eat the memory
-# The tokenizer library needs some 150 times the size of a piece while it works on it.
-PIECE_BYTES = 2**18
+# In characters. The tokenizer library needs some 150 times the size of a piece to work on it.
+PIECE_LENGTH = 2**18
 READ_BYTES = 2**18
 # What is longer is refused, so that no input can fill the memory.
 LONGEST_LINE = 2**26
@@ -258,8 +258,8 @@ def cut(text: str, where: str) -> list[str]:
     """A long text in parts that encode to the ids of the whole: cut where white space follows
     something else, which no pre-token of GPT-2's pattern spans."""
     starts = [0]
-    while len(text) - starts[-1] > PIECE_BYTES:
-        bounds = starts[-1] + PIECE_BYTES, starts[-1] + LONGEST_RUN
+    while len(text) - starts[-1] > PIECE_LENGTH:
+        bounds = starts[-1] + PIECE_LENGTH, starts[-1] + LONGEST_RUN
         place = _SAFE.search(text, *bounds) or _UNSPACED.search(text, *bounds)
         if place:
             starts.append(place.start())
