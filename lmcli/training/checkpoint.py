@@ -267,8 +267,12 @@ def check_space(run: Path, model: nn.Module) -> None:
 
     Those that are there count: a continued run needs room for one more.
     """
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    need = (1 if any(list_steps(run)) else 2) * 3 * weights
+    frozen = 0 if layout.checkpoint(run, 0).is_dir() else 1  # times that they are written
+    sizes = (
+        p.numel() * p.element_size() * (3 if p.requires_grad else frozen)
+        for p in model.parameters()
+    )
+    need = (1 if any(list_steps(run)) else 2) * sum(sizes)
     free = shutil.disk_usage(run).free
     if free < need:
         raise StorageError(

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -114,7 +115,7 @@ def test_lora_learns_little_resumes_and_merges_to_the_same_function(cli, root):
     assert cli("finetune", "--from", "l", "--name", "plain", "--merge").code == 0  # there already
 
 
-def test_frozen_weights_are_stored_once(cli, root):
+def test_frozen_weights_are_stored_once(cli, root, monkeypatch):
     line = ["finetune", "--from", "both", "--data", "pairs", "--name", "once", "--lora-rank", "2"]
     line += ["--save-every", "2", "--keep-last", "2", "--batch-tokens", "256", "--eval-every", "0"]
     assert cli(*line, "--steps", "6").code == 0
@@ -124,6 +125,10 @@ def test_frozen_weights_are_stored_once(cli, root):
     assert cli("verify", "once").code == 0
     assert "steps 5 to 6" in cli("prove", "once", "--steps", "2").out
     assert "steps 1 to 6" in cli("prove", "once", "--steps", "5").out
+    with monkeypatch.context() as small:
+        small.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**16))
+        assert cli(*line, "--steps", "7").code == 0  # there is room for what is written
+        assert "its checkpoints need" in cli(*line[:5], "--name", "whole").err
     said, report = loss(cli, "once"), json.loads(cli("report", "once", "--json").out)["runs"][0]
     assert report["parameters"] == sum(
         t.numel() for t in load_tensors(start / layout.MODEL).values()
