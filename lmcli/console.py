@@ -51,22 +51,20 @@ def _print(message: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
-def answer(text: str, end: str = "\n") -> None:
-    """One line of the answer, on stdout, or a part of one."""
-    print(text, end=end, flush=True)
-
-
-def answer_bytes(data: bytes) -> None:
-    """The same for text that may not be UTF-8."""
-    sys.stdout.buffer.write(data + b"\n")
-    sys.stdout.buffer.flush()
+def answer(text: str | bytes, end: str = "\n") -> None:
+    """One line of the answer, on stdout, or a part of one; as bytes where it may not be UTF-8."""
+    if isinstance(text, bytes):
+        sys.stdout.buffer.write(text + b"\n")
+        sys.stdout.buffer.flush()
+    else:
+        print(text, end=end, flush=True)
 
 
 def answer_json(value: Any) -> None:
     answer(json.dumps(value, ensure_ascii=False, allow_nan=False))
 
 
-def reply(as_json: bool, value: Any, text: str) -> None:
+def reply(as_json: bool, value: Any, text: str | bytes) -> None:
     """The answer of a command: `value` under --json, else `text`."""
     if as_json:
         answer_json(value)

@@ -3,12 +3,19 @@
 SplitMix64 (Steele et al. 2014) over the counters; part of the data format, never to change.
 """
 
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    import numpy as np
+
 _MASK = 2**64 - 1
+INCREMENT = 0x9E3779B97F4A7C15
+Bits = TypeVar("Bits", int, "np.ndarray")
 
 
-def splitmix64(value: int) -> int:
-    """One round: 64 bits in, 64 well-mixed bits out."""
-    value = (value + 0x9E3779B97F4A7C15) & _MASK
+def splitmix64(value: Bits) -> Bits:
+    """One round: 64 bits in, 64 well-mixed bits out; for each number in an array of uint64 too."""
+    value = (value + INCREMENT) & _MASK
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
     return value ^ (value >> 31)

@@ -46,9 +46,9 @@ def test_booleans_read_as_words():
 
 def test_a_config_file_that_cannot_be_read_is_named(tmp_path):
     with pytest.raises(MissingInputError, match="none.toml: no such file"):
-        fields.read_toml(tmp_path / "none.toml")
+        fields.collect({}, {}, tmp_path / "none.toml")
     with pytest.raises(UsageError, match="Is a directory"):
-        fields.read_toml(tmp_path)
+        fields.collect({}, {}, tmp_path)
     (tmp_path / "latin.toml").write_bytes(b'name = "\xff"')
     with pytest.raises(UsageError, match="not valid TOML"):
-        fields.read_toml(tmp_path / "latin.toml")
+        fields.collect({}, {}, tmp_path / "latin.toml")

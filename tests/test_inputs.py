@@ -207,8 +207,8 @@ def test_memory_stays_flat(tmp_path, config):
         rows = csv.writer(file)
         rows.writerow(["text", "id"])
         page = io.StringIO()
-        for i in range(2000):
-            csv.writer(page).writerow(["the quick brown fox\njumps", i])
+        for i in range(200):
+            csv.writer(page).writerow(["the quick brown fox\n" + "jumps over " * 25, i])
         for _ in range(60_000_000 // len(page.getvalue())):
             file.write(page.getvalue())
     code = (

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY
+from durability.forks import Forks
 from test_model import make
 
 from lmcli.artifacts import layout
@@ -324,13 +325,30 @@ def test_two_writers_one_works_the_other_says_who(cli, tiny_copy):
 CRASHES = 8
 
 
+@pytest.fixture(scope="module")
+def forks(tiny, tmp_path_factory):
+    """A warm process whose forks run command lines."""
+    import shutil
+
+    root = tmp_path_factory.mktemp("warm") / "artifacts"
+    shutil.copytree(tiny, root)
+    line = ["train", "--data", "corpus", "--name", "warm", *TINY, *SHORT, "--artifacts", str(root)]
+    with Forks(warm=[line]) as running:
+        yield running
+
+
 @pytest.mark.parametrize("part", range(CRASHES))
-def test_killed_at_a_file_operation_and_run_again(cli, tiny_copy, calm, part):
+def test_killed_at_a_file_operation_and_run_again(cli, tiny_copy, calm, forks, part):
     """A crash before, inside or after chosen operations of the writer; then the same command."""
-    command = [sys.executable, "-m", "lmcli", "train", "--data", "corpus", "--name", "hit", *TINY]
-    environment = {**os.environ, "LMCLI_CRASH_AT": str(1 + 29 * part)}
-    crashed = subprocess.run([*command, *SHORT], env=environment, capture_output=True, text=True)
-    assert crashed.returncode == -9, crashed.stderr
+    line, at = ["train", "--data", "corpus", "--name", "hit", *TINY, *SHORT], 1 + 29 * part
+    if part:
+        code, _, said = forks.run(*line, "--artifacts", tiny_copy, crash_at=at)
+    else:
+        environment = {**os.environ, "LMCLI_CRASH_AT": str(at)}
+        command = [sys.executable, "-m", "lmcli", *line]
+        crashed = subprocess.run(command, env=environment, capture_output=True, text=True)
+        code, said = crashed.returncode, crashed.stderr
+    assert code == -9, said
     assert train(cli, "--name", "hit", *SHORT).code == 0
     assert digest(tiny_copy / "runs/hit") == calm["short"]
     assert not list(tiny_copy.rglob(".tmp-*"))

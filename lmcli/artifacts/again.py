@@ -1,6 +1,6 @@
 """The same command again: finished says so, another config or changed sources is an error."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,35 +39,26 @@ def finished(
     if not path.exists():
         return None
     old = manifest.read(path, kind, hashes=kind == "tokenizer")
-    differs = _differs(path.name, kind)
-    for key, value in recorded.items():
-        if key == "sources":
-            _same_sources(old.config.get(key, {}), value, differs)
-        elif old.config.get(key) != value:
-            raise differs(key.replace("_", " "), old.config.get(key), value)
-    for key, value in parents.items():
-        if old.parents.get(key) != value:
-            raise differs(key, str(old.parents.get(key))[:12], value[:12])
+    compared = [(k.replace("_", " "), old.config.get(k), v) for k, v in recorded.items()]
+    compared += [(k, str(old.parents.get(k))[:12], v[:12]) for k, v in parents.items()]
+    for what, before, now in compared:
+        if what == "sources":
+            what, before, now = _sources(before or {}, now)
+        if before != now:
+            raise MismatchError(
+                f"{kind} {path.name} exists with {what} {before}, not {now}; choose another "
+                "--name, or --force moves the old one to the trash"
+            )
     return old
 
 
-def _differs(name: str, kind: str) -> Callable[[str, Any, Any], MismatchError]:
-    return lambda what, before, now: MismatchError(
-        f"{kind} {name} exists with {what} {before}, not {now}; choose another --name, or --force "
-        "moves the old one to the trash"
-    )
-
-
-def _same_sources(
-    before: dict[str, Any], now: dict[str, Any], differs: Callable[[str, Any, Any], MismatchError]
-) -> None:
-    """Sources are equal by content: the same hashes in the same order, wherever they lie."""
+def _sources(before: dict[str, Any], now: dict[str, Any]) -> tuple[str, str, str]:
+    """Where they differ first: they are equal by content, in this order, wherever they lie."""
     for split in {*before, *now}:
-        old = [(s["bytes"], s["sha256"]) for s in before.get(split, [])]
-        new = [(s["bytes"], s["sha256"]) for s in now.get(split, [])]
-        if old == new:
-            continue
+        old, new = before.get(split, []), now.get(split, [])
         if len(old) != len(new):
-            raise differs(f"{split} files", f"{len(old)} of them", f"{len(new)}")
-        which = next(i for i in range(len(new)) if old[i] != new[i])
-        raise differs(f"other content of {now[split][which]['path']}", old[which][1][:12], "this")
+            return f"{split} files", f"{len(old)} of them", f"{len(new)}"
+        for was, source in zip(old, new, strict=True):
+            if was["sha256"] != source["sha256"]:
+                return f"other content of {source['path']}", was["sha256"][:12], "this"
+    return "", "", ""

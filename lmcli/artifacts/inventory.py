@@ -150,20 +150,31 @@ def _look(path: Path) -> tuple[list[str], int, int]:
         for folder in sorted((path / layout.CHECKPOINTS).glob("[!.]*")):
             if layout.step_of(folder) is None or not folder.is_dir():
                 continue
-            found = _checkpoint_problems(path, folder)
+            found = _found(_checkpoint_problems(path, folder))
             if folder.is_dir():  # a living run prunes old ones meanwhile
                 folders.append(folder)
                 problems += found
-        problems += _living_problems(path) + _index_problems(path)
-        problems += _eval_problems(path) + _foreign(path)
+        problems += _living_problems(path) + _found(_index_problems(path))
+        for result in sorted((path / layout.EVALS).glob("[!.]*.json")):
+            problems += _found(_eval_problems(path, result))
+        problems += _foreign(path)
     n_files = n_bytes = 0
     for folder in folders:
-        try:
+        with contextlib.suppress(LmcliError):
             listed = manifest.read(folder).files.values()
-        except LmcliError:
-            continue
-        n_files, n_bytes = n_files + len(listed), n_bytes + sum(e["bytes"] for e in listed)
+            n_files, n_bytes = n_files + len(listed), n_bytes + sum(e["bytes"] for e in listed)
     return problems, n_files, n_bytes
+
+
+def _found(problems: Iterator[str]) -> list[str]:
+    """All of them; the last is the error that kept us from looking further, if there was one."""
+    found = []
+    try:
+        for problem in problems:
+            found.append(problem)
+    except LmcliError as error:
+        found.append(str(error))
+    return found
 
 
 def _is_run(path: Path) -> bool:
@@ -173,18 +184,15 @@ def _is_run(path: Path) -> bool:
     return any((path / n).exists() for n in (layout.CONFIG, layout.STATUS, layout.CHECKPOINTS))
 
 
-def _checkpoint_problems(run: Path, checkpoint: Path) -> list[str]:
+def _checkpoint_problems(run: Path, checkpoint: Path) -> Iterator[str]:
     """Its files must match its manifest, and metrics.jsonl still start with what it saw."""
-    try:
-        problems = manifest.verify(checkpoint)
-        if problems:
-            return problems
-        manifest.check_checkpoint(run, checkpoint)
-        saw = state(checkpoint)
-        size, sha256, ended = saw["metrics_bytes"], saw["metrics_sha256"], _ended(run, saw["step"])
-        return _start_problems(run / layout.METRICS, checkpoint.name, size, sha256, ended)
-    except LmcliError as error:
-        return [str(error)]
+    if problems := manifest.verify(checkpoint):
+        yield from problems
+        return
+    manifest.check_checkpoint(run, checkpoint)
+    saw = state(checkpoint)
+    size, sha256, ended = saw["metrics_bytes"], saw["metrics_sha256"], _ended(run, saw["step"])
+    yield from _start_problems(run / layout.METRICS, checkpoint.name, size, sha256, ended)
 
 
 def _ended(run: Path, step: int) -> bool:
@@ -216,63 +224,53 @@ def log_problems(run: Path, name: str, status: dict[str, Any], whole: bool = Fal
 
 def _living_problems(run: Path) -> list[str]:
     """Files that change while a run lives: sealed, or recorded up to some length by the status."""
-    problems = []
-    status: dict[str, Any] = {}
+    path, problems, status = run / layout.STATUS, list[str](), dict[str, Any]()
     try:
         status = recorded(run)
     except LmcliError as error:
         problems.append(str(error))
-    ended = status.get("state") in ENDED
     with contextlib.suppress(LmcliError):
         if status and status.get("run_id") != manifest.parse(run).id:
-            problems.append(f"{run / layout.STATUS}: it is of another run")
+            problems.append(f"{path}: it is of another run")
     for name in (layout.PERF, layout.EVENTS):
-        problems += log_problems(run, name, status, ended)
+        problems += log_problems(run, name, status, status.get("state") in ENDED)
     for name in (layout.METRICS, layout.PERF, layout.EVENTS):
         try:
             read_log(run, name)
         except LmcliError as error:
             problems.append(str(error))
-    if not (run / layout.STATUS).exists() and (run / layout.PERF).exists():
-        problems.append(f"{run / layout.STATUS}: missing")
+    if not path.exists() and (run / layout.PERF).exists():
+        problems.append(f"{path}: missing")
     return problems
 
 
-def _index_problems(run: Path) -> list[str]:
+def _index_problems(run: Path) -> Iterator[str]:
     """The index names checkpoints that are there, and once a run has ended what the newest says."""
     path = run / layout.CHECKPOINTS / layout.INDEX
     newest = max(map(layout.step_of, path.parent.glob("step-*")), key=lambda s: s or 0, default=0)
     ended = newest and _ended(run, newest)
     if not path.exists():
-        return [f"{path}: missing"] if ended else []
-    try:
-        index = files.read_sealed(path, schema.INDEX)
-        lost = {index["last"], index["best"] or index["last"]}
-        lost = {step for step in lost if not layout.checkpoint(run, step).is_dir()}
-        if lost:
-            return [f"{layout.checkpoint(run, s)}: missing, but in {path}" for s in sorted(lost)]
+        if ended:
+            yield f"{path}: missing"
+        return
+    index = files.read_sealed(path, schema.INDEX)
+    named = {index["last"], index["best"] or index["last"]}
+    lost = [folder for s in sorted(named) if not (folder := layout.checkpoint(run, s)).is_dir()]
+    yield from (f"{folder}: missing, but in {path}" for folder in lost)
+    if ended and not lost:
         best = state(layout.checkpoint(run, index["last"]))["best"]
-        if ended and (index["last"], index["best"]) != (newest, best and best["step"]):
-            return [f"{path}: not what the newest checkpoint says"]
-    except LmcliError as error:
-        return [str(error)]
-    return []
+        if (index["last"], index["best"]) != (newest, best and best["step"]):
+            yield f"{path}: not what the newest checkpoint says"
 
 
-def _eval_problems(run: Path) -> list[str]:
+def _eval_problems(run: Path, path: Path) -> Iterator[str]:
     """An eval is sealed, bears the name its content gives, and belongs to this run."""
-    problems = []
-    for path in sorted((run / layout.EVALS).glob("[!.]*.json")):
-        try:
-            value = files.read_sealed(path, schema.EVAL)
-            data, step = value["dataset"], value["checkpoint"]["step"]
-            if layout.eval_name(data["name"], data["split"], step, value["settings"]) != path.name:
-                problems.append(f"{path}: its content belongs under another name")
-            elif value["run_id"] != manifest.read(run).id:
-                problems.append(f"{path}: it is of another run")
-        except LmcliError as error:
-            problems.append(str(error))
-    return problems
+    value = files.read_sealed(path, schema.EVAL)
+    data, step = value["dataset"], value["checkpoint"]["step"]
+    if layout.eval_name(data["name"], data["split"], step, value["settings"]) != path.name:
+        yield f"{path}: its content belongs under another name"
+    elif value["run_id"] != manifest.read(run).id:
+        yield f"{path}: it is of another run"
 
 
 def _foreign(run: Path) -> list[str]:

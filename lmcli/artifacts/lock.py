@@ -57,9 +57,7 @@ def _take(file: TextIO, path: Path) -> bool:
         if fcntl is not None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
+    except (FileNotFoundError, BlockingIOError):
         return False
     except OSError as error:
         raise StorageError(f"{path}: this file system cannot lock: {error.strerror}") from error

@@ -134,7 +134,16 @@ def check_checkpoint(run: Path, checkpoint: Path) -> Manifest:
         raise DataError(f"{checkpoint}: a checkpoint of another run")
     if found.name.rpartition("/")[2] != checkpoint.name:
         raise DataError(f"{checkpoint}: this is {found.name}, put in another place")
+    start = base(checkpoint)
+    if start and read(start, "checkpoint").id != found.parents["base"]:
+        raise DataError(f"{start}: not what {checkpoint.name} was trained from; restore it")
     return found
+
+
+def base(checkpoint: Path) -> Path | None:
+    """The checkpoint of step 0, where it holds the rest of the weights, which were frozen."""
+    there = "base" in parse(checkpoint).parents
+    return layout.checkpoint(checkpoint.parent.parent, 0) if there else None
 
 
 def verify(directory: Path, foreign: bool = True) -> list[str]:

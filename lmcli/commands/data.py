@@ -16,7 +16,7 @@ from lmcli.commands.creation import Creation, creation_flags, summary
 from lmcli.config.data import PairConfig, ReadConfig, SplitConfig
 from lmcli.config.fields import flag, pick
 from lmcli.config.units import show_bytes
-from lmcli.errors import DataError, UsageError
+from lmcli.errors import UsageError
 
 if TYPE_CHECKING:
     from lmcli.dataset.store import Dataset
@@ -213,28 +213,15 @@ def verify(dataset: str, root: Path, as_json: bool) -> None:
     Example:
       lmcli data verify corpus
     """
-    path = layout.find(root, dataset, "dataset")
-    problems = manifest.verify(path)
-    if not problems:
-        from lmcli.dataset.store import format_problems
+    from lmcli.commands.verify import check
 
-        problems = format_problems(path)
-    console.reply(as_json, {"ok": not problems, "problems": problems}, "\n".join(problems) or "ok")
-    if problems:
-        raise DataError(f"dataset {path.name}: {len(problems)} problem(s); rebuild it")
+    check(layout.find(root, dataset, "dataset"), as_json)
 
 
 @command.command("show")
 @click.argument("dataset")
 @click.option("--split", default="train", show_default=True, help="Split to show.")
-@click.option(
-    "--limit",
-    type=click.IntRange(min=0),
-    default=3,
-    show_default=True,
-    metavar="N",
-    help="Documents to show.",
-)
+@options.number("--limit", 3, "Documents to show.", low=0)
 @click.option("--document", type=int, metavar="I", help="Only document I (from 0).")
 @options.common
 def show(
@@ -264,11 +251,11 @@ def show(
         ids = store.document(i).tolist()
         if found.sources:
             _show_pair(i, found.sources[split].document(i).tolist(), ids, tokenizer, as_json)
-        elif as_json:
-            console.answer_json({"document": i, "tokens": len(ids), "text": tokenizer.decode(ids)})
         else:
-            console.say(f"--- {split} document {i}: {len(ids)} tokens")
-            console.answer_bytes(tokenizer.decode_bytes(ids))
+            if not as_json:
+                console.say(f"--- {split} document {i}: {len(ids)} tokens")
+            facts = {"document": i, "tokens": len(ids), "text": tokenizer.decode(ids)}
+            console.reply(as_json, facts, tokenizer.decode_bytes(ids))
 
 
 def _show_pair(
@@ -286,6 +273,4 @@ def _show_pair(
     coloured = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     for mark, colour, ids in ((b"[source] ", b"", source), (b"[target] ", b"\x1b[32m", target)):
         text = tokenizer.spell(ids)
-        console.answer_bytes(
-            b"".join((colour, text, colour and b"\x1b[0m")) if coloured else mark + text
-        )
+        console.answer(b"".join((colour, text, colour and b"\x1b[0m")) if coloured else mark + text)

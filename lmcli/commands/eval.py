@@ -34,9 +34,7 @@ NOT_HERE = ("num_return_sequences", "hyp_key", "ref_key", "trials")
     type=click.Choice(list(METRICS)),
     help="Pairs: score the run's outputs too (repeatable).  [default: the task's own]",
 )
-@click.option(
-    "--max-pairs", type=click.IntRange(0), default=0, help="Pairs: decode the first N only; 0: all."
-)
+@options.number("--max-pairs", 0, "Pairs: decode the first N only; 0: all.", low=0)
 @options.settings(EvaluationConfig, GenerationConfig, ScoringConfig, leave_out=NOT_HERE)
 @options.checkpoint_options
 @options.common

@@ -36,7 +36,7 @@ def command() -> None:
 @command.command("next")
 @click.argument("run")
 @click.argument("prompt", type=options.Text())
-@click.option("--top", type=click.IntRange(1), default=10, show_default=True, help="Tokens shown.")
+@options.number("--top", 10, "Tokens shown.")
 @options.checkpoint_options
 @options.common
 def next_(run: str, prompt: str, top: int, at: dict[str, str], root: Path, as_json: bool) -> None:
@@ -137,14 +137,7 @@ def heat_map(words: list[str], matrix: "np.ndarray") -> str:
 @command.command("model")
 @click.argument("run", required=False)
 @click.option("--preset", "preset_name", metavar="NAME", help="A shape instead of a run.")
-@click.option(
-    "--vocab-size",
-    type=click.IntRange(1),
-    default=8192,
-    show_default=True,
-    metavar="N",
-    help="Vocabulary of a preset.",
-)
+@options.number("--vocab-size", 8192, "Vocabulary of a preset.")
 @options.common
 def model(
     run: str | None, preset_name: str | None, vocab_size: int, root: Path, as_json: bool

@@ -12,7 +12,7 @@ import click
 from lmcli import console
 from lmcli.artifacts import layout
 from lmcli.config import fields
-from lmcli.errors import MissingInputError, UsageError
+from lmcli.errors import UsageError
 
 F = TypeVar("F", bound=Callable[..., Any])
 METAVAR = {int: "N", float: "X", str: "TEXT"}
@@ -77,17 +77,33 @@ class Text(click.types.StringParamType):
 def read_template(given: dict[str, Any]) -> None:
     """Puts the content of the file that --template names in its place."""
     if name := given.get("template"):
-        try:
-            given["template"] = Path(name).read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise MissingInputError(f"--template {name}: no such file") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"--template {name}: {error}") from None
+        given["template"] = fields.read_file("--template", Path(name), str, "UTF-8")
 
 
 def _set_loudness(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value:  # a command inside another one leaves it as it is
         setattr(console, str(param.name), True)
+
+
+def _loudness(*names: str, help: str) -> Callable[[F], F]:
+    eager: Any = {"is_flag": True, "is_eager": True, "expose_value": False}
+    return click.option(*names, callback=_set_loudness, help=help, **eager)
+
+
+quiet_option = _loudness("--quiet", "-q", help="Say nothing but answers, warnings and errors.")
+verbose_option = _loudness(
+    "--verbose", "-v", help="Say what was chosen, and where an error came from."
+)
+
+
+def number(
+    name: str, default: int, help: str, metavar: str = "N", low: int = 1
+) -> Callable[[F], F]:
+    """A whole number of at least `low`."""
+    kind = click.IntRange(low)
+    return click.option(
+        name, type=kind, default=default, show_default=True, metavar=metavar, help=help
+    )
 
 
 def _root(ctx: click.Context, param: click.Parameter, value: str | None) -> Path:
@@ -113,24 +129,6 @@ artifacts_option = click.option(
     help="Artifact directory.  [default: $LMCLI_ARTIFACTS or ./artifacts]",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
-quiet_option = click.option(
-    "--quiet",
-    "-q",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_set_loudness,
-    help="Say nothing but answers, warnings and errors.",
-)
-verbose_option = click.option(
-    "--verbose",
-    "-v",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_set_loudness,
-    help="Say what was chosen, and where an error came from.",
-)
 config_file_option = click.option(
     "--config",
     "config_file",

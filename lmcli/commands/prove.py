@@ -7,17 +7,12 @@ import click
 from lmcli.commands import options
 from lmcli.errors import DataError, MismatchError
 
+STEPS = "Steps to train again, at least; it starts at a checkpoint, or at step 0."
+
 
 @click.command(short_help="Train the last steps of a run again and compare the bits.")
 @click.argument("run")
-@click.option(
-    "--steps",
-    type=click.IntRange(min=1),
-    default=100,
-    show_default=True,
-    metavar="K",
-    help="Steps to train again, at least; it starts at a checkpoint, or at step 0.",
-)
+@options.number("--steps", 100, STEPS, "K")
 @options.common
 def command(run: str, steps: int, root: Path, as_json: bool) -> None:
     """Show that a run's newest checkpoint is what its config, data and seed give.

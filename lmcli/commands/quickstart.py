@@ -86,11 +86,10 @@ def command(
     layout.new(root, "run", name)
     try:
         # Under --json, what the steps answer is conversation.
-        with open(os.devnull, "w") as nowhere, contextlib.ExitStack() as stack:
-            if as_json:
-                aside = nowhere if console.quiet else sys.stderr
-                stack.enter_context(contextlib.redirect_stdout(aside))
-            result = _pipeline(name, text, seconds, force, root)
+        with open(os.devnull, "w") as nowhere:
+            aside = nowhere if console.quiet else sys.stderr
+            with contextlib.redirect_stdout(aside if as_json else sys.stdout):
+                result = _pipeline(name, text, seconds, force, root)
     except (KeyboardInterrupt, click.Abort, Interrupted):
         same = "the same `lmcli quickstart`, without --force," if force else "the same command"
         console.say(f"stopped; {same} goes on from here")
@@ -102,6 +101,7 @@ def command(
 def _pipeline(
     name: str, text: tuple[str, ...], seconds: float, force: bool, root: Path
 ) -> dict[str, Any]:
+    from lmcli.dataset.store import Dataset
     from lmcli.text.sources import find_files
 
     began = time.monotonic()
@@ -114,9 +114,7 @@ def _pipeline(
     vocab_flag = ["--vocab-size", vocab] if vocab else []
     tail = ["--artifacts", str(root)] if root != layout.root(None) else []
     make = [*tail, "--force"] if force else tail
-    tokenizer, data, run = (
-        root / layout.FOLDERS[k] / name for k in ("tokenizer", "dataset", "run")
-    )
+    tokenizer, data, run = (root / folder / name for folder in layout.FOLDERS.values())
     new = [path for path in (tokenizer, data) if force or not path.exists()]
     try:
         _run("tokenizer", "train", *inputs, "--name", name, *vocab_flag, *make)
@@ -132,12 +130,14 @@ def _pipeline(
     every = ["--eval-every", str(max(50, steps // 5)), "--eval-tokens", "16384"]
     every += ["--save-every", str(max(50, steps // 10))]
     _run("train", "--data", name, "--name", name, *shape, "--steps", str(steps), *every, *make)
-    prompts = [_beginning(root, name)] if text else ["The ", "def "]
+    dataset = Dataset.open(data)
+    prompts = [_beginning(dataset)] if text else ["The ", "def "]
     for prompt in prompts:
         _run("sample", name, prompt, "--max-new-tokens", "60", *tail)
     _run("eval", name, "--data", name, "--split", "test", "--stride", "128", *tail)
-    rouge = {} if text else _summarize(root, name, SUMMARIES_SHARE * seconds, tail, make, force)
-    rows = _compare(root, name)
+    summarizing = SUMMARIES_SHARE * seconds
+    rouge = {} if text else _summarize(root, dataset, summarizing, tail, make, force)
+    rows = _compare(run, dataset)
     page = root / f"{name}.html"
     asked = [word for prompt in prompts for word in ("--sample", prompt)]
     _run("report", name, "--out", str(page), *asked, "--look", PANGRAM, *tail)
@@ -154,19 +154,18 @@ def _pipeline(
 
 
 def _summarize(
-    root: Path, name: str, seconds: float, tail: list[str], make: list[str], force: bool
+    root: Path, dataset: "Dataset", seconds: float, tail: list[str], make: list[str], force: bool
 ) -> dict[str, float]:
     """Fine-tunes the model to say what a Python function does: its docstring's first line.
 
     The pairs come from the documents of each split, so that none of the test was seen before.
     """
-    from lmcli.dataset.store import Dataset
     from lmcli.text.docstrings import functions
 
-    data, task = root / layout.FOLDERS["dataset"] / name, f"{name}-summaries"
-    inputs = []
-    for split in Dataset.open(data).splits:
-        texts = (text.decode("utf-8", "replace") for text in _texts(Dataset.open(data), split))
+    name, inputs = dataset.path.name, []
+    task = f"{name}-summaries"
+    for split in dataset.splits:
+        texts = (text.decode("utf-8", "replace") for text in _texts(dataset, split))
         lines = "".join(json.dumps(pair) + "\n" for pair in functions(texts))
         path = root / task / f"{split}.jsonl"
         if not path.exists() or path.read_text() != lines:
@@ -213,22 +212,16 @@ def _plan_steps(run: Path, data: str, settings: dict[str, Any], seconds: float, 
     return steps
 
 
-def _beginning(root: Path, name: str) -> str:
+def _beginning(dataset: "Dataset") -> str:
     """The first words of a held-out document, to prompt with."""
-    from lmcli.dataset.store import Dataset
-
-    dataset = Dataset.open(root / layout.FOLDERS["dataset"] / name)
     words = next(_texts(dataset, "test")).decode("utf-8", "replace").split()
     return " ".join(words[:3])[:40]
 
 
-def _compare(root: Path, name: str) -> list[tuple[str, float]]:
+def _compare(run: Path, dataset: "Dataset") -> list[tuple[str, float]]:
     """Bits per byte of the model and of general compressors on the test documents."""
-    from lmcli.dataset.store import Dataset
-
-    dataset = Dataset.open(root / layout.FOLDERS["dataset"] / name)
     texts = list(_texts(dataset, "test"))
-    rows = [("this model", _scores(root / layout.FOLDERS["run"] / name)["bits_per_byte"])]
+    rows = [("this model", _scores(run)["bits_per_byte"])]
     compressors: dict[str, Callable[[bytes], bytes]] = {
         "gzip -9": lambda text: gzip.compress(text, 9),
         "bz2 -9": lambda text: bz2.compress(text, 9),
@@ -262,16 +255,15 @@ def _primed(dataset: "Dataset", text: bytes) -> float:
 
     Later documents profit from earlier ones too, which the model is not given.
     """
-    parts, size = [], 0
+    train = bytearray()
     for part in _texts(dataset, "train"):
-        parts.append(part)
-        size += len(part)
-        if size >= PRIMING_BYTES:
+        if len(train) >= PRIMING_BYTES:
             break
-    train = b"".join(parts)[:PRIMING_BYTES]
+        train += part
+    del train[PRIMING_BYTES:]
     filters = [{"id": lzma.FILTER_LZMA2, "preset": 4, "dict_size": 64 * 2**20}]
 
-    def packed(data: bytes) -> int:
+    def packed(data: bytes | bytearray) -> int:
         return len(lzma.compress(data, format=lzma.FORMAT_XZ, filters=filters))
 
     return 8 * (packed(train + text) - packed(train)) / len(text)

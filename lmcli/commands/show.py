@@ -42,10 +42,7 @@ def command(artifact: str, root: Path, as_json: bool) -> None:
         facts["events"] = inventory.read_log(path, layout.EVENTS)
         facts["checkpoints"] = inventory.checkpoints(path)
         facts["evals"] = sorted(p.stem for p in (path / layout.EVALS).glob("[!.]*.json"))
-    if as_json:
-        console.answer_json(facts)
-    else:
-        console.answer(console.listing(_lines(facts)))
+    console.reply(as_json, facts, console.listing(_lines(facts)))
 
 
 def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:

@@ -180,10 +180,7 @@ def decode(tokenizer: str, root: Path, as_json: bool) -> None:
             text = loaded.decode_bytes(map(int, words))
         except (DataError, ValueError) as error:  # int() refuses thousands of digits
             raise DataError(f"standard input, line {number}: {error}") from None
-        if as_json:
-            console.answer_json(text.decode("utf-8", "replace"))
-        else:
-            console.answer_bytes(text)
+        console.reply(as_json, text.decode("utf-8", "replace"), text)
 
 
 @command.command("info")

@@ -24,7 +24,11 @@ def command(artifact: str, root: Path, as_json: bool) -> None:
     Example:
       lmcli verify base
     """
-    path = layout.find(root, artifact)
+    check(layout.find(root, artifact), as_json)
+
+
+def check(path: Path, as_json: bool) -> None:
+    """Answers with every problem of an artifact; DataError where there is one."""
     problems, n_files, n_bytes = inventory.verify(path)
     if not problems and manifest.claims(path)[0] == "dataset":
         from lmcli.dataset.store import format_problems

@@ -124,7 +124,8 @@ def collect(
     """The values the user gave for `fields`, by precedence; defaults are left out."""
     found: dict[str, Any] = {}
     if config_file is not None:
-        for key, value in read_toml(config_file).items():
+        table = read_file("--config", config_file, tomllib.loads, "TOML")
+        for key, value in table.items():
             if key not in fields:
                 raise UsageError(f"{config_file}: unknown key {key!r}{suggest(key, fields)}")
             found[key] = convert(fields[key], value, f"{config_file}: {key}")
@@ -139,15 +140,13 @@ def collect(
     return found
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """A flat TOML table of settings."""
+def read_file(flag: str, path: Path, parse: Callable[[str], Any], kind: str) -> Any:
+    """What `parse` makes of the file that a flag names; UsageError or MissingInputError."""
     try:
-        with open(path, "rb") as file:
-            table = tomllib.load(file)
+        return parse(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise MissingInputError(f"--config {path}: no such file") from None
+        raise MissingInputError(f"{flag} {path}: no such file") from None
     except OSError as error:
-        raise UsageError(f"--config {path}: {error.strerror}") from None
+        raise UsageError(f"{flag} {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"--config {path}: not valid TOML: {error}") from None
-    return table
+        raise UsageError(f"{flag} {path}: not valid {kind} ({error})") from None

@@ -6,19 +6,10 @@ value falls below n. Part of the data format: it never changes under this name.
 
 import numpy as np
 
-from lmcli.randomness import mix
+from lmcli.randomness import INCREMENT, mix, splitmix64
 
 NAME = "feistel-v1"
 ROUNDS = 6
-
-
-def _round(values: np.ndarray, key: int) -> np.ndarray:
-    """SplitMix64's finaliser, vectorised; wraps modulo 2^64."""
-    with np.errstate(over="ignore"):
-        v = values + np.uint64(key)
-        v = (v ^ (v >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        v = (v ^ (v >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return v ^ (v >> np.uint64(31))
 
 
 def permute(key: int, n: int, index: np.ndarray) -> np.ndarray:
@@ -27,14 +18,14 @@ def permute(key: int, n: int, index: np.ndarray) -> np.ndarray:
         raise ValueError("nothing to permute")
     half = max(1, ((n - 1).bit_length() + 1) // 2)
     shift, mask = np.uint64(half), np.uint64((1 << half) - 1)
-    keys = [mix(key, r) for r in range(ROUNDS)]
+    keys = [np.uint64((mix(key, r) - INCREMENT) % 2**64) for r in range(ROUNDS)]  # added by itself
     values = np.asarray(index).astype(np.uint64)
     outside = np.ones(values.shape, dtype=bool)
     while outside.any():
         walking = values[outside]
         left, right = walking >> shift, walking & mask
         for k in keys:
-            left, right = right, left ^ (_round(right, k) & mask)
+            left, right = right, left ^ (splitmix64(right + k) & mask)
         values[outside] = (left << shift) | right
         outside = values >= np.uint64(n)
     return values.astype(np.int64)

@@ -146,18 +146,17 @@ class Dataset:
             )
         sides = layout.SIDES if found.config.get("form") == "pairs" else ("",)
         names = [s for s in layout.SPLITS if s in found.config["splits"]]
-        vocab_size = found.config["vocab_size"]
-        opened = {
-            s: [TokenStore(path, layout.side(s, i), vocab_size) for i in sides] for s in names
-        }
-        for source, target in ((each[0], each[-1]) for each in opened.values()):
+        vocab_size, splits, sources = found.config["vocab_size"], {}, {}
+        for split in names:
+            stores = [TokenStore(path, layout.side(split, i), vocab_size) for i in sides]
+            source, target = stores[0], stores[-1]
             if source.n_documents != target.n_documents:
                 raise DataError(
                     f"{target.bin}: {target.n_documents} targets to {source.n_documents} sources; "
                     "rebuild the dataset"
                 )
-        splits = {s: each[-1] for s, each in opened.items()}
-        return cls(path, found, splits, {s: each[0] for s, each in opened.items() if each[1:]})
+            splits[split], sources[split] = target, source
+        return cls(path, found, splits, sources if len(sides) > 1 else {})
 
 
 def format_problems(path: Path) -> list[str]:

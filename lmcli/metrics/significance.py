@@ -6,8 +6,6 @@ randomization (Riezler & Maxwell 2005) swaps segments between the systems. p is 
 (1 + trials): 1 for a system against itself, and never 0. Intervals are 95% bootstrap percentiles.
 """
 
-from typing import Any, cast
-
 import numpy as np
 
 from lmcli.metrics.score import Measure, signature
@@ -43,6 +41,6 @@ def compare(system: Measure, baseline: Measure, trials: int, seed: int) -> dict[
 
 def _draws(seed: int, stream: int, trial: int, n: int) -> np.ndarray:
     """A draw of 63 bits for each segment: a function of (seed, stream, trial, segment)."""
-    counters = cast(Any, np.arange(n, dtype=np.uint64))
-    draws = cast(np.ndarray, splitmix64(splitmix64(counters) ^ mix(seed, stream, trial)))
+    counters = np.arange(n, dtype=np.uint64)
+    draws = splitmix64(splitmix64(counters) ^ np.uint64(mix(seed, stream, trial)))
     return (draws >> np.uint64(1)).astype(np.int64)

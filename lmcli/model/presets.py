@@ -7,61 +7,37 @@ from lmcli.config.fields import suggest
 from lmcli.config.model import ModelConfig
 from lmcli.errors import UsageError
 
+# What GPT-2 and the 2017 Transformer have in common.
+CLASSIC: Any = {"norm": "layernorm", "norm_eps": 1e-5, "norm_bias": True, "qk_norm": False}
+CLASSIC |= {"qkv_bias": True, "o_bias": True, "mlp_bias": True, "tie_embeddings": True}
+
+
+def _size(n_layers: int, n_heads: int, d_model: int, context_length: int) -> dict[str, Any]:
+    sizes = {"n_layers": n_layers, "n_heads": n_heads, "d_model": d_model}
+    return sizes | {"context_length": context_length}
+
 
 def _gpt2(n_layers: int, n_heads: int, d_model: int) -> ModelConfig:
     """Radford et al. 2019, table 2; parameters as released."""
+    own: Any = {"position": "learned", "activation": "gelu_tanh", "init": "gpt2"}
     return ModelConfig(
-        vocab_size=50257,
-        context_length=1024,
-        d_model=d_model,
-        n_layers=n_layers,
-        n_heads=n_heads,
-        position="learned",
-        norm="layernorm",
-        norm_eps=1e-5,
-        norm_bias=True,
-        activation="gelu_tanh",
-        qk_norm=False,
-        qkv_bias=True,
-        o_bias=True,
-        mlp_bias=True,
-        tie_embeddings=True,
-        init="gpt2",
+        vocab_size=50257, **_size(n_layers, n_heads, d_model, 1024), **own, **CLASSIC
     )
 
 
 def _modern(n_layers: int, n_heads: int, d_model: int, context_length: int) -> ModelConfig:
     """RMSNorm, rotary positions, QK-norm, squared ReLU, no biases, untied zero output layer."""
-    return ModelConfig(
-        context_length=context_length, d_model=d_model, n_layers=n_layers, n_heads=n_heads
-    )
+    return ModelConfig(**_size(n_layers, n_heads, d_model, context_length))
 
 
 def _transformer(
     n_layers: int, n_heads: int, d_model: int, d_ff: int, dropout: float
 ) -> ModelConfig:
     """Vaswani et al. 2017, table 3: post-norm, sinusoids on scaled embeddings, all three shared."""
+    own: Any = {"arch": "encoder-decoder", "d_ff": d_ff, "dropout": dropout, "init": "xavier"}
+    own |= {"position": "sinusoidal", "norm_position": "post", "activation": "relu"}
     return ModelConfig(
-        arch="encoder-decoder",
-        context_length=256,
-        d_model=d_model,
-        n_layers=n_layers,
-        n_heads=n_heads,
-        d_ff=d_ff,
-        dropout=dropout,
-        position="sinusoidal",
-        norm="layernorm",
-        norm_position="post",
-        norm_eps=1e-5,
-        norm_bias=True,
-        activation="relu",
-        qk_norm=False,
-        qkv_bias=True,
-        o_bias=True,
-        mlp_bias=True,
-        embedding_scale=0.0,
-        tie_embeddings=True,
-        init="xavier",
+        embedding_scale=0.0, **_size(n_layers, n_heads, d_model, 256), **own, **CLASSIC
     )
 
 
@@ -83,15 +59,8 @@ PRESETS = {
 _PEAK = {"tiny": (5e-3, 2000), "small": (5e-4, 4000), "base": (7e-4, 4000), "big": (5e-4, 4000)}
 # How the shapes that were published with a recipe are trained, unless settings say otherwise.
 TRAINING: dict[str, dict[str, Any]] = {
-    f"transformer-{size}": {
-        "lr": lr,
-        "warmup_steps": warmup,
-        "schedule": "inverse-sqrt",
-        "label_smoothing": 0.1,
-        "beta2": 0.98,
-        "adam_eps": 1e-9,
-        "weight_decay": 0.0,
-    }
+    f"transformer-{size}": {"lr": lr, "warmup_steps": warmup, "schedule": "inverse-sqrt"}
+    | {"label_smoothing": 0.1, "beta2": 0.98, "adam_eps": 1e-9, "weight_decay": 0.0}
     for size, (lr, warmup) in _PEAK.items()
 }
 

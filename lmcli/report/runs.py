@@ -58,11 +58,11 @@ def read(root: Path, reference: str) -> RunRecord:
 
 
 def _n_parameters(run: Path) -> int | None:
-    """From the header of the newest weights."""
+    """From the header of the newest weights, or of all that the run began with."""
     steps = inventory.checkpoints(run)["steps"]
     if not steps:
         return None
-    path = layout.checkpoint(run, steps[-1]) / layout.MODEL
+    path = layout.checkpoint(run, 0 if 0 in steps else steps[-1]) / layout.MODEL
     try:
         with safe_open(path, "np") as file:
             shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118

@@ -133,7 +133,7 @@ class RunConfig:
         """The mean of checkpoints as weights of a plain model: low-rank updates are merged."""
         total: dict[str, Tensor] = {}
         for folder in folders:
-            tensors = checkpoint.load_tensors(folder / layout.MODEL)
+            tensors = checkpoint.load_model(folder)
             if self.data and self.training.ema and (folder / layout.OPTIMIZER).exists():
                 state = checkpoint.load_tensors(folder / layout.OPTIMIZER)
                 tensors |= {n[4:]: t for n, t in state.items() if n.startswith("ema.")}

@@ -39,9 +39,9 @@ def prove(root: Path, reference: str, steps: int) -> dict[str, Any]:
             for name in (layout.METRICS, layout.EVENTS):
                 if (run / name).exists():
                     files.copy(run / name, copy / name)
-            if found:
-                for path in found[0].iterdir():
-                    files.copy(path, copy / layout.CHECKPOINTS / found[0].name / path.name)
+            for kept in {found[0], layout.checkpoint(run, 0)} if found else ():
+                for path in kept.glob("*"):
+                    files.copy(path, copy / layout.CHECKPOINTS / kept.name / path.name)
             trainer = open_trainer(root, copy, Asked())
             assert trainer is not None
             trainer.fit(StopRequest(), until=state.step)

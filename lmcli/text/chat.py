@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lmcli.errors import DataError, MissingInputError, UsageError
+from lmcli.config.fields import read_file
+from lmcli.errors import DataError, UsageError
 from lmcli.text.readers import field_of
 
 Side = list[str | int]  # runs of text, and ids of special tokens
@@ -18,14 +19,7 @@ DEFAULT = {"system": "{content}<sep>", "user": "{content}<sep>", "assistant": "{
 def read_template(path: Path) -> dict[str, str]:
     """Role -> text with {content}, from JSON or TOML; UsageError or MissingInputError."""
     parse = tomllib.loads if path.suffix == ".toml" else json.loads
-    try:
-        template = parse(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise MissingInputError(f"--chat-template {path}: no such file") from None
-    except OSError as error:
-        raise UsageError(f"--chat-template {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"--chat-template {path}: not valid JSON or TOML ({error})") from None
+    template: Any = read_file("--chat-template", path, parse, "JSON or TOML")
     if (
         not isinstance(template, dict)
         or "assistant" not in template

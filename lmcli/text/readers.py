@@ -6,6 +6,7 @@ normalisation; only a byte order mark at the start of a file is dropped. Formats
 CSV and TSV (as registered with IANA: quotes are text).
 """
 
+import codecs
 import csv
 import itertools
 import json
@@ -26,8 +27,8 @@ TABLES: dict[str, dict[str, Any]] = {
 }
 RECORDS = ("jsonl", *TABLES)
 LONGEST_FIELD = 2**26  # characters: a quote that is never closed must not eat the memory
-# The tokenizer library needs some 150 times the size of a piece while it works on it.
-PIECE_BYTES = 2**18
+# In characters. The tokenizer library needs some 150 times the size of a piece to work on it.
+PIECE_LENGTH = 2**18
 READ_BYTES = 2**18
 # What is longer is refused, so that no input can fill the memory.
 LONGEST_LINE = 2**26
@@ -35,9 +36,7 @@ LONGEST_RUN = 2**22  # without a place to cut
 
 _SAFE = re.compile(r"(?<=\S)[ \n\t]")
 # Where text has no white space: no pre-token spans a Chinese comma or stop and a letter after it.
-_STOP = "(?<=、|。|，|！|？|：|；)"
-_UNSPACED = re.compile(_STOP + "(?=[\u4e00-\u9fff])")
-_UNSPACED_BYTES = re.compile(_STOP.encode() + rb"(?=[\xe4-\xe9])")
+_UNSPACED = re.compile("(?<=、|。|，|！|？|：|；)(?=[\u4e00-\u9fff])")
 
 Line = tuple[int, int, bytes]  # number, byte offset, content
 
@@ -189,26 +188,24 @@ class Reader:
             self.skip(error)
 
     def _chunks(self, path: Path) -> Iterator[Piece]:
-        held, size, searched, name, first = bytearray(), 0, 1, name_of(path), True
-        offset = 0  # of `held` in the file
-        with opened(path, self.config, lambda: f"{offset + len(held)} bytes") as (file, start):
+        held, name, first, data, offset = "", name_of(path), True, b"more", 0
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        with opened(path, self.config, lambda: f"{offset} bytes") as (file, start):
             offset = start
-            while data := file.read(READ_BYTES):
-                held += data
-                size += len(data)
-                if size >= PIECE_BYTES:
-                    place = _safe_cut(held, searched)
-                    searched = len(held)
-                    if not place and len(held) > LONGEST_RUN:
-                        place = max((m.start() for m in _UNSPACED_BYTES.finditer(held)), default=0)
-                        if not place:
-                            raise _unbroken(name)
-                    if place:
-                        yield Piece(decode(held[:place], name, offset), name, first, False)
-                        del held[:place]
-                        offset, size, searched, first = offset + place, 0, 1, False
+            while data:
+                pending, _ = decoder.getstate()  # the beginning of a character
+                data = file.read(READ_BYTES)
+                try:
+                    held += decoder.decode(data, final=not data)
+                except UnicodeDecodeError as error:
+                    raise _not_utf8(name, offset - len(pending) + error.start) from None
+                offset += len(data)
+                *parts, held = cut(held, name) or [""]
+                for part in parts:
+                    yield Piece(part, name, first, False)
+                    first = False
         if held:
-            yield Piece(decode(held, name, offset), name, first)
+            yield Piece(held, name, first)
 
 
 def record_of(data: Any, where: str) -> dict[str, Any]:
@@ -258,10 +255,11 @@ def lines(file: Any, where: str) -> Iterator[tuple[int, bytes]]:
 
 
 def cut(text: str, where: str) -> list[str]:
-    """A long text in parts that encode to the ids of the whole; see `_safe_cut`."""
+    """A long text in parts that encode to the ids of the whole: cut where white space follows
+    something else, which no pre-token of GPT-2's pattern spans."""
     starts = [0]
-    while len(text) - starts[-1] > PIECE_BYTES:
-        bounds = starts[-1] + PIECE_BYTES, starts[-1] + LONGEST_RUN
+    while len(text) - starts[-1] > PIECE_LENGTH:
+        bounds = starts[-1] + PIECE_LENGTH, starts[-1] + LONGEST_RUN
         place = _SAFE.search(text, *bounds) or _UNSPACED.search(text, *bounds)
         if place:
             starts.append(place.start())
@@ -276,23 +274,13 @@ def _unbroken(where: str) -> DataError:
     return DataError(f"{where}: {LONGEST_RUN >> 20} MiB without white space; break it into words")
 
 
-def decode(data: bytes | bytearray, where: str, offset: int = 0) -> str:
+def decode(data: bytes, where: str, offset: int = 0) -> str:
     """Strict UTF-8, or a DataError naming the byte; `offset` is the place of `data`."""
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        raise DataError(f"{where}: not UTF-8 at byte {offset + error.start}") from None
+        raise _not_utf8(where, offset + error.start) from None
 
 
-def _safe_cut(data: bytearray, start: int) -> int:
-    """The last place from `start` on where white space follows something else, or 0.
-
-    No pre-token of GPT-2's pattern spans such a place, so encoding the parts gives the ids of the
-    whole.
-    """
-    for i in range(len(data) - 1, start - 1, -1):
-        if data[i] in b" \n\t":
-            before = data[max(0, i - 4) : i].decode("utf-8", "ignore")
-            if not before[-1:].isspace():
-                return i
-    return 0
+def _not_utf8(where: str, place: int) -> DataError:
+    return DataError(f"{where}: not UTF-8 at byte {place}")

@@ -5,7 +5,6 @@ blank segment. `.jsonl` has a record a line, `.tsv` a header and columns without
 packed by gzip, bzip2 or xz.
 """
 
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 
 from lmcli.config.data import ReadConfig
 from lmcli.errors import DataError, MissingInputError
-from lmcli.text.readers import decode
+from lmcli.text.readers import decode, record_of
 from lmcli.text.sources import JSONL, opened, plain_suffix
 
 
@@ -69,13 +68,8 @@ def lines(name: str, flag: str) -> list[str]:
 
 def _json(lines: Iterator[tuple[str, str]]) -> Iterator[tuple[str, dict[str, Any]]]:
     for where, line in lines:
-        try:
-            if line and not isinstance(record := json.loads(line), dict):
-                raise ValueError(type(record).__name__)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: not a JSON object ({error})") from None
         if line:
-            yield where, record
+            yield where, record_of(line.encode(), where)
 
 
 def _table(lines: Iterator[tuple[str, str]]) -> Iterator[tuple[str, dict[str, str]]]:

@@ -4,9 +4,11 @@ step-000500/ model.safetensors (float32 weights)  optimizer.safetensors (by para
              state.json (step, log length and hash, best)  manifest.json (written last)
 
 The newest folder whose manifest validates is the truth; index.json is only a hint for people.
-Step 0 is there where a run starts from weights that were not drawn: without an optimizer.
+Step 0 is there where a run starts from weights that were not drawn: without an optimizer. Later
+checkpoints leave out those of them that are frozen, and name it as their parent `base`.
 """
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -58,6 +60,7 @@ def save(
 ) -> Path:
     """Commits a checkpoint and returns its folder; a good one that is there already stays.
 
+    What is frozen is not written again where the checkpoint of step 0 has it.
     Raises DivergedError for a tensor that is not finite, StorageError with the disk's reason.
     """
     final = layout.checkpoint(run, state.step)
@@ -67,13 +70,19 @@ def save(
             return final
         except DataError:
             files.remove(final)
+    made = manifest.read(run, "run")
+    parents = {"run": made.id}
+    learnt = weights.keys() if optimizer is None else set(optimizer.names.values())
+    if learnt < weights.keys():
+        with contextlib.suppress(LmcliError):
+            parents["base"] = manifest.read(layout.checkpoint(run, 0), "checkpoint").id
+            weights = {name: tensor for name, tensor in weights.items() if name in learnt}
     with files.staged_directory(final) as folder:
         _save_tensors(weights, folder / layout.MODEL, state.step)
         if optimizer is not None:
             _save_tensors(optimizer.state_tensors(), folder / layout.OPTIMIZER, state.step)
         files.write_json(folder / layout.STATE, asdict(state))
-        made = manifest.read(run, "run")
-        name, parents = f"{made.name}/{final.name}", {"run": made.id}
+        name = f"{made.name}/{final.name}"
         manifest.write(folder, "checkpoint", name, parents, environment=environment)
     return final
 
@@ -105,6 +114,13 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         if not path.exists():  # pruned by a living run
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from None
         raise StorageError(f"{path}: cannot be opened ({error})") from None
+
+
+def load_model(folder: Path) -> dict[str, Tensor]:
+    """All weights of a checkpoint, the frozen ones out of its base."""
+    base = manifest.base(folder)
+    frozen = load_tensors(base / layout.MODEL) if base else {}
+    return frozen | load_tensors(folder / layout.MODEL)
 
 
 def list_steps(run: Path) -> list[int]:
@@ -163,7 +179,8 @@ def choose(run: Path, which: str) -> tuple[Path, State]:
 def read_state(run: Path, folder: Path) -> State:
     """The state of a checkpoint after its place and every file's hash were checked."""
     manifest.check_checkpoint(run, folder)
-    manifest.read(folder, "checkpoint", hashes=True)
+    for each in filter(None, (folder, manifest.base(folder))):
+        manifest.read(each, "checkpoint", hashes=True)
     value = inventory.state(folder)
     value["recent"] = tuple((loss, norm) for loss, norm in value.get("recent", ()))
     return State(**{field.name: value[field.name] for field in fields(State)})
@@ -191,7 +208,7 @@ def load_weights(
     """Copies a checkpoint's weights, or `tensors` made of them, into `model`; names and shapes
     must match exactly."""
     path = folder / layout.MODEL
-    tensors = load_tensors(path) if tensors is None else tensors
+    tensors = load_model(folder) if tensors is None else tensors
     try:
         model.load_state_dict(tensors, strict=True)
     except RuntimeError as error:
@@ -202,7 +219,10 @@ def load_weights(
 def first_difference(a: Path, b: Path) -> str | None:
     """Where two checkpoints of one step differ first, in words; None where no bit does."""
     for name in (layout.MODEL, layout.OPTIMIZER):
-        ours, theirs = load_tensors(a / name), load_tensors(b / name)
+        ours, theirs = (
+            load_model(folder) if name == layout.MODEL else load_tensors(folder / name)
+            for folder in (a, b)
+        )
         for key in sorted({*ours, *theirs}):
             if key not in ours or key not in theirs:
                 return f"{name}: {key} is in one of them only"
@@ -234,8 +254,9 @@ def settle(run: Path, state: State, keep_last: int) -> None:
         files.write_sealed(
             run / layout.CHECKPOINTS / layout.INDEX, {"last": state.step, "best": best}
         )
+    based = steps and manifest.base(layout.checkpoint(run, steps[-1]))
     for step in steps[:-keep_last]:
-        if step != best:
+        if step != best and (step or not based):
             files.remove(layout.checkpoint(run, step))
     files.sweep(run)
     files.sweep(run / layout.CHECKPOINTS)
@@ -246,8 +267,12 @@ def check_space(run: Path, model: nn.Module) -> None:
 
     Those that are there count: a continued run needs room for one more.
     """
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    need = (1 if any(list_steps(run)) else 2) * 3 * weights
+    frozen = 0 if layout.checkpoint(run, 0).is_dir() else 1  # times that they are written
+    sizes = (
+        p.numel() * p.element_size() * (3 if p.requires_grad else frozen)
+        for p in model.parameters()
+    )
+    need = (1 if any(list_steps(run)) else 2) * sum(sizes)
     free = shutil.disk_usage(run).free
     if free < need:
         raise StorageError(

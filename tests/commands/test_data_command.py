@@ -70,7 +70,7 @@ def test_bad_input_is_one_sentence(cli, tiny_copy, args, code, says):
 
 
 def test_verify_names_every_damaged_file(cli, tiny_copy):
-    assert json.loads(cli("data", "verify", "corpus", "--json").out) == {"ok": True, "problems": []}
+    assert json.loads(cli("data", "verify", "corpus", "--json").out)["ok"]
     for split in ("train", "val"):
         path = tiny_copy / "datasets" / "corpus" / f"{split}.bin"
         path.write_bytes(path.read_bytes()[:-2] + b"\7\0")

@@ -2,12 +2,13 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from lmcli.artifacts import files, layout
-from lmcli.training.checkpoint import load_tensors
+from lmcli.training.checkpoint import load_model, load_tensors
 
 SHAPE = [
     *("--n-layers", "1", "--d-model", "32", "--n-heads", "2", "--context-length", "48"),
@@ -62,7 +63,7 @@ def loss(cli, run, *flags) -> float:
 
 
 def weights(root, run, step):
-    return load_tensors(layout.checkpoint(root / "runs" / run, step) / layout.MODEL)
+    return load_model(layout.checkpoint(root / "runs" / run, step))
 
 
 @pytest.mark.parametrize("run", ["one", "both"])
@@ -112,6 +113,37 @@ def test_lora_learns_little_resumes_and_merges_to_the_same_function(cli, root):
     assert loss(cli, "plain", "--data", "pairs") == pytest.approx(loss(cli, "l"), rel=1e-6)
     assert cli("sample", "plain", "abcd", "--temperature", "0").out
     assert cli("finetune", "--from", "l", "--name", "plain", "--merge").code == 0  # there already
+
+
+def test_frozen_weights_are_stored_once(cli, root, monkeypatch):
+    line = ["finetune", "--from", "both", "--data", "pairs", "--name", "once", "--lora-rank", "2"]
+    line += ["--save-every", "2", "--keep-last", "2", "--batch-tokens", "256", "--eval-every", "0"]
+    assert cli(*line, "--steps", "6").code == 0
+    start, before, last = (layout.checkpoint(root / "runs/once", step) for step in (0, 4, 6))
+    assert sorted(last.parent.glob("step-*")) == [start, before, last]
+    assert all(".lora_" in name for name in load_tensors(last / layout.MODEL))
+    assert cli("verify", "once").code == 0
+    assert "steps 5 to 6" in cli("prove", "once", "--steps", "2").out
+    assert "steps 1 to 6" in cli("prove", "once", "--steps", "5").out
+    with monkeypatch.context() as small:
+        small.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**16))
+        assert cli(*line, "--steps", "7").code == 0  # there is room for what is written
+        assert "its checkpoints need" in cli(*line[:5], "--name", "whole").err
+    said, report = loss(cli, "once"), json.loads(cli("report", "once", "--json").out)["runs"][0]
+    assert report["parameters"] == sum(
+        t.numel() for t in load_tensors(start / layout.MODEL).values()
+    )
+    assert cli("export", "once", "--format", "hf", "--out", "x").code == 78
+    data = (start / layout.MODEL).read_bytes()
+    (start / layout.MODEL).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    for again in (["sample", "once", "a"], ["verify", "once"], ["train", "--name", "once"]):
+        result = cli(*again)
+        assert result.code == 65 and "step-000000" in result.err + result.out, again
+    (start / layout.MODEL).write_bytes(data)
+    assert loss(cli, "once") == said
+    files.remove(start)
+    result = cli("sample", "once", "a")
+    assert result.code in (65, 66) and "step-000000" in result.err
 
 
 def test_frozen_weights_stay_and_nothing_left_to_learn_is_an_error(cli, root):

@@ -37,6 +37,8 @@ SCENARIOS = {
     "import": ["import", "{folder}", "--name", "gpt2"],
     "begin": ["train", "--from", "base", "--data", "corpus", "--name", "tuned", "--steps", "2"]
     + ["--save-every", "1", "--keep-last", "1"],
+    "lora": ["finetune", "--from", "base", "--data", "corpus", "--name", "lora", "--steps", "3"]
+    + ["--save-every", "1", "--keep-last", "1", "--lora-rank", "2"],
 }
 PROCESSES = 2
 
