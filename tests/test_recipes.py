@@ -213,3 +213,24 @@ def test_batches_read_ahead_are_the_same(tiny):
     for index in (0, 1, 2, 7, 8, 3):  # a rewind jumps
         for ours, plain in zip(ahead.parts(index, 4, 2), windows.parts(index, 4, 2), strict=True):
             assert (ours.input_ids == plain.input_ids).all()
+
+
+def test_the_best_checkpoint_by_tests_that_pass(cli, tiny_copy, monkeypatch):
+    """Real programs in the sandbox; then verdicts of which those of step 4 are the best."""
+    from lmcli.evaluation.sandbox import Verdict
+    from lmcli.runs import start
+
+    problem = {"prompt": "def f():\n    return 7\n#", "test": "assert f() == 7"}
+    (tiny_copy.parent / "problems.jsonl").write_text(json.dumps(problem) + "\n")
+    args = [*TINY, "--best-by", "pass@1", "--problems", "problems.jsonl", "--steps", "6"]
+    refused = train(cli, "--name", "code", *args)
+    assert refused.code == 77 and "allow it by --allow-code-execution" in refused.err
+    assert train(cli, "--name", "x", *TINY, "--best-by", "pass@1").code == 2
+    args += ["--eval-every", "2", "--save-every", "2", "--allow-code-execution"]
+    real = train(cli, "--name", "code", *args)
+    seen = [r["val_pass@1"] for r in log(tiny_copy, "code", layout.METRICS) if "val_loss" in r]
+    assert real.code == 0 and len(seen) == 3 and set(seen) <= {0.0, 100.0}
+    told = iter([False, True, False])
+    monkeypatch.setattr(start, "verdicts_on", lambda *a: [Verdict(next(told), "", 0.0)])
+    assert train(cli, "--name", "told", *args).code == 0
+    assert load(tiny_copy, "told").step == 4

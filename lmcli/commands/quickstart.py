@@ -35,10 +35,10 @@ EXCLUDE = ("test", "tests", "idle_test", "site-packages", "dist-packages", "enco
 # The shape that reached the fewest bits per byte in minutes on two CPU cores (docs/benchmarks.md).
 MODEL = {
     "n_layers": 4,
-    "d_model": 192,
-    "n_heads": 3,
+    "d_model": 256,
+    "n_heads": 4,
     "context_length": 256,
-    "batch_size": 8,
+    "batch_size": 16,
     "optimizer": "muon",
     "lr": 0.02,
     "schedule": "wsd",

@@ -93,7 +93,10 @@ class TrainingConfig:
         "loss",
         "what the best checkpoint is best by: validation loss, or a metric of the outputs for "
         "eval_pairs of the val split",
-        choices=("loss", "bleu", "chrf", "rougeL", "exact_match", "squad_em", "squad_f1"),
+        choices=("loss", "bleu", "chrf", "rougeL", "exact_match", "squad_em", "squad_f1", "pass@1"),
+    )
+    problems: str | None = option(
+        None, "prompts with tests (JSONL); best_by pass@1 runs what the model makes of them"
     )
     eval_pairs: int = option(200, "pairs of the val split that best_by decodes", low=1)
     patience: int = option(
@@ -136,5 +139,7 @@ class TrainingConfig:
             raise UsageError(f"--lr must be above 0, not {self.lr:g}")
         if self.patience and not self.eval_every:
             raise UsageError("--patience counts validations; --eval-every 0 has only the last")
+        if (self.best_by == "pass@1") != (self.problems is not None):
+            raise UsageError("--best-by pass@1 and --problems FILE go together")
         if self.budget is not None:
             parse_duration(self.budget)

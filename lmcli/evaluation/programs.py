@@ -6,6 +6,7 @@ import re
 import sys
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
 
@@ -20,38 +21,43 @@ from lmcli.text.segments import Source
 def judge(
     problems: Source, completions: Source, config: ScoringConfig, k: int
 ) -> list[list[Verdict]]:
-    """For each problem a verdict on each of its n completions, which stand next to each other.
-
-    A program is a prompt and a completion. They run in parallel on the cores there are.
-    """
-    if sys.platform != "linux":
-        raise RefusedError("programs are run on Linux only, where there is a sandbox for them")
+    """For each problem a verdict on each of its n completions, which stand next to each other."""
     n, rest = divmod(len(completions.rows), len(problems.rows))
     if rest:
         counts = f"{len(problems.rows)} problems, {len(completions.rows)} in {completions.name}"
         raise DataError(f"not the same number of completions of each problem: {counts}")
     if k > n:
         raise UsageError(f"pass@{k} takes {k} completions of each problem; there are {n}")
-    limits = Limits(parse_duration(config.timeout))
-    if not limits.seconds:
-        raise UsageError("--timeout must be above 0s")
     if config.weak_sandbox:
         console.warn("--weak-sandbox: the programs run with your own rights, under limits alone")
-    known = [problem for problem in _read(problems, config.ref_key or "test") for _ in range(n)]
     texts = completions.segments(config.hyp_key or "completion", single=True)
-    programs = [prompt + text for (prompt, _), [text] in zip(known, texts, strict=True)]
-    tests, verdicts = [test for _, test in known], []
-    with (
-        console.Progress("running", len(programs), "programs") as progress,
-        ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool,
-    ):
-        for verdict in pool.map(run, programs, tests, repeat(limits), repeat(config.weak_sandbox)):
+    written, verdicts = [text for [text] in texts], []
+    with console.Progress("running", len(written), "programs") as progress:
+        for verdict in verdicts_on(problems, written, config):
             verdicts.append(verdict)
             progress.update(len(verdicts))
     counted = Counter(verdict.reason for verdict in verdicts).most_common()
     reasons = ", ".join(f"{count} {reason}" for reason, count in counted)
     console.say(f"{completions.name}: {len(verdicts)} programs, {reasons}")
     return [verdicts[i : i + n] for i in range(0, len(verdicts), n)]
+
+
+def verdicts_on(problems: Source, texts: list[str], config: ScoringConfig) -> Iterator[Verdict]:
+    """Whether prompt and completion together pass the problem's tests, in order.
+
+    They run in parallel on the cores there are.
+    """
+    if sys.platform != "linux":
+        raise RefusedError("programs are run on Linux only, where there is a sandbox for them")
+    limits = Limits(parse_duration(config.timeout))
+    if not limits.seconds:
+        raise UsageError("--timeout must be above 0s")
+    n = len(texts) // len(problems.rows)
+    known = [problem for problem in _read(problems, config.ref_key or "test") for _ in range(n)]
+    programs = [prompt + text for (prompt, _), text in zip(known, texts, strict=True)]
+    tests = [test for _, test in known]
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        yield from pool.map(run, programs, tests, repeat(limits), repeat(config.weak_sandbox))
 
 
 def _read(source: Source, key: str) -> list[tuple[str, str]]:

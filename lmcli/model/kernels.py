@@ -140,7 +140,7 @@ def attend(
         if mask is None:
             bias = _causal(q.shape[2], k.shape[2]) if causal else q.new_zeros(())
         else:
-            bias = mask if mask.is_floating_point() else _bias(mask, q.dtype)
+            bias = mask if mask.is_floating_point() else as_bias(mask, q.dtype)
         out: Tensor = _Attention.apply(q, k, v, bias, scale, dropout)  # type: ignore[no-untyped-call]
         return out
     return F.scaled_dot_product_attention(
@@ -148,16 +148,18 @@ def attend(
     )
 
 
-def _bias(seen: Tensor, dtype: torch.dtype) -> Tensor:
+def as_bias(seen: Tensor, dtype: torch.dtype) -> Tensor:
     """Added to logits: 0 where a key is seen, else the lowest number, so that a query that sees
     nothing has equal weights and not NaN."""
-    return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(
+        ~seen, torch.finfo(dtype).min
+    )
 
 
 @functools.lru_cache(4)
 def _causal(n_queries: int, n_keys: int) -> Tensor:
     seen = torch.ones(n_queries, n_keys, dtype=torch.bool).tril_(n_keys - n_queries)
-    return _bias(seen, torch.bfloat16)
+    return as_bias(seen, torch.bfloat16)
 
 
 class _Attention(torch.autograd.Function):

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from lmcli.config.model import ModelConfig
 from lmcli.model.attention import Attention, LayerCache, relative_bucket, rotation
-from lmcli.model.kernels import Dropout, Linear, RMSNorm
+from lmcli.model.kernels import Dropout, Linear, RMSNorm, as_bias
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -152,6 +152,8 @@ class Stack(nn.Module):
         plain = cache is None
         keys = positions if key_positions is None else key_positions
         mask = self.mask(positions, keys, segments, padding, plain)
+        if cache is not None and mask is not None and not mask.is_floating_point():
+            mask = as_bias(mask, x.dtype)  # once, and not in every layer
         rotary = None
         if self.config.position == "rope":
             rotary = rotation(positions, self.config, x.dtype)

@@ -186,6 +186,7 @@ class Asked:
     given: dict[str, Any] = dataclasses.field(default_factory=dict)
     usual: dict[str, Any] = dataclasses.field(default_factory=dict)  # instead of the defaults
     profile: int = 0  # steps to trace
+    allow_code_execution: bool = False
 
 
 def check_tokenizer(run: Path, data: str, dataset: Dataset) -> None:
@@ -242,7 +243,7 @@ def plan(root: Path, asked: Asked) -> tuple[RunConfig, Dataset, Begin | None]:
         chat = facts["chat_template"] if facts.get("chat") else None
         before = begin[0].tuning if begin else TuningConfig()
         rest = _for_pairs(rest, model, tokenizer, before, chat)
-    elif only := [key for key in FOR_PAIRS if rest.get(key) not in (None, 0, "loss")]:
+    elif only := [key for key in FOR_PAIRS if rest.get(key) not in (None, 0, "loss", "pass@1")]:
         raise UsageError(f"{fields.flag(only[0])} is for pairs, but {data} is plain text")
     tuning = fields.build(TuningConfig, {k: rest.pop(k) for k in TUNING & rest.keys()})
     training = fields.build(TrainingConfig, usual | rest)

@@ -25,8 +25,9 @@ from lmcli.config.units import parse_duration, show_count
 from lmcli.dataset.batches import Ahead
 from lmcli.dataset.buckets import Pairs
 from lmcli.dataset.store import Dataset
-from lmcli.errors import MismatchError, UsageError
+from lmcli.errors import MismatchError, RefusedError, UsageError
 from lmcli.evaluation.evaluate import SplitScorer, decode_pairs
+from lmcli.evaluation.programs import verdicts_on
 from lmcli.inference.engine import Engine
 from lmcli.metrics import perplexity
 from lmcli.model import lora
@@ -34,6 +35,7 @@ from lmcli.model.presets import N_BLOCK, paced
 from lmcli.model.transformer import Transformer, Unset
 from lmcli.runs.config import RATIO, SHAPE, Asked, RunConfig, changes, parameters, plan
 from lmcli.signals import StopRequest
+from lmcli.text.segments import read
 from lmcli.text.tokenizer import Tokenizer
 from lmcli.training import checkpoint, events, precision
 from lmcli.training.optimizers import Optimizer
@@ -229,7 +231,7 @@ def open_trainer(root: Path, run: Path, asked: Asked) -> Trainer | None:
         batches if machine.device == "cpu" else Ahead(batches),
         stored.training,
         machine,
-        validation(stored, dataset, tokenizer, current),
+        validation(stored, dataset, tokenizer, current, asked.allow_code_execution),
         asked.profile,
     )
     trainer.restore(found)
@@ -261,6 +263,7 @@ def validation(
     dataset: Dataset,
     tokenizer: Tokenizer,
     training: TrainingConfig,
+    allow_code_execution: bool,
 ) -> Evaluate | None:
     """The one evaluation function, bound to the val split; None where there is none."""
     store = dataset.splits.get("val")
@@ -270,7 +273,17 @@ def validation(
     reader = stored.reader(dataset, "val", tokenizer) if dataset.sources else None
     scorer = SplitScorer(store, tokenizer, stored.model, config, reader)
     metric = training.best_by if training.best_by != "loss" else None
-    prompt = training.eval_prompt
+    prompt, template = training.eval_prompt, stored.template(tokenizer)
+    problems = None
+    if training.problems is not None:
+        if not allow_code_execution:
+            raise RefusedError("pass@1 runs what a model wrote; allow it by --allow-code-execution")
+        problems = read(training.problems, "test")
+
+    def write(engine: Engine, prompts: list[str], how: GenerationConfig) -> list[str]:
+        ids = [tokenizer.encode(text) for text in prompts]
+        done = engine.generate([template.prompt(i) if template else i for i in ids], how)
+        return [tokenizer.decode(completions[0].ids) for completions in done]
 
     def evaluate(model: Transformer, step: int, say: Callable[[str], None]) -> dict[str, float]:
         model.eval()
@@ -278,16 +291,17 @@ def validation(
         counts = scorer.score(engine)
         numbers = {s.name: s.value for s in perplexity.scores(counts, scorer.context_length, 0)}
         found = {"val_loss": numbers["loss"], "val_bits_per_byte": numbers["bits_per_byte"]}
-        if metric is not None and reader is not None:
-            greedy = GenerationConfig(temperature=0, batch_size=64)
+        greedy = GenerationConfig(temperature=0, batch_size=64)
+        if problems is not None:
+            prompts = [text for [text] in problems.segments("prompt", single=True)]
+            verdicts = verdicts_on(problems, write(engine, prompts, greedy), ScoringConfig())
+            found["val_pass@1"] = 100 * sum(v.passed for v in verdicts) / len(prompts)
+        elif metric is not None and reader is not None:
             outputs = decode_pairs(engine, reader, tokenizer, greedy, training.eval_pairs)
             found[f"val_{metric}"] = outputs.score(metric, ScoringConfig()).value
         if prompt is not None:
-            template = stored.template(tokenizer)
-            ids = tokenizer.encode(prompt)
-            sampling = GenerationConfig(seed=step)
-            done = engine.generate([template.prompt(ids) if template else ids], sampling)
-            say(f"step {step}  {prompt}{tokenizer.decode(done[0][0].ids)}")
+            [text] = write(engine, [prompt], GenerationConfig(seed=step))
+            say(f"step {step}  {prompt}{text}")
         return found
 
     return evaluate
