@@ -63,7 +63,8 @@ def lmcli(shape: str, threads: int, dropout: float = 0.0, **settings: Any) -> St
     model = Transformer(model_config)
     model.init_weights(0)
     config = TrainingConfig(batch_size=batch, lr=1e-3, **settings)
-    optimizer, working = Optimizer(model, config), precision.Working(model, machine)
+    optimizer = Optimizer(model, config)
+    working = precision.Working(model, machine, config.compile == "on")
     windows, done = Windows(Stream(vocabulary), context, 0), 0
 
     def step() -> object:
@@ -194,14 +195,14 @@ def child(name: str, shape: str, threads: int, checkout: str) -> None:
     if name == "trainer":
         trainer(shape, threads)
         return
-    dropout = 0.2 if name.endswith("+dropout") else 0.0
+    dropout, compiled = 0.2 * name.endswith("+dropout"), "on" if "-compiled" in name else "off"
     kind = name.removesuffix("+dropout")
     if kind == "matmuls":
         step = matmuls(shape, threads)
     elif kind.startswith("nanogpt"):
         step = nanogpt(shape, threads, checkout, kind == "nanogpt-tuned", dropout)
     else:
-        step = lmcli(shape, threads, dropout)
+        step = lmcli(shape, threads, dropout, compile=compiled)
     _, _, _, context, batch, _ = SHAPES[shape]
     clock = Clock(batch * context)
     while True:
@@ -213,7 +214,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--nanogpt", default="", help="checkout of nanoGPT")
     parser.add_argument("--shapes", default="a,b,c")
-    parser.add_argument("--rivals", default="nanogpt,nanogpt-tuned,trainer,matmuls")
+    parser.add_argument("--rivals", default="lmcli-compiled,nanogpt,nanogpt-tuned,trainer,matmuls")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--threads", type=int, default=0, help="0: all cores")

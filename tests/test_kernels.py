@@ -168,3 +168,12 @@ def test_fifty_compiled_steps_stay_near_eager_ones():
         eager = losses(50, dtype=dtype)
         compiled = losses(50, dtype=dtype, compile="on")
         assert max(abs(a - b) for a, b in zip(eager, compiled, strict=True)) < tolerance * eager[0]
+
+
+def test_what_a_failed_pass_left_behind_does_not_count():
+    model = make(init="gpt2")
+    working, config = Working(model, precision.resolve("cpu", "bfloat16", 1)), TrainingConfig()
+    _, norm, _ = gradients(working, Pattern(), config, 1, 1)
+    for master, weight in working.learn:
+        master.grad, weight.grad = None, torch.ones_like(weight)
+    assert gradients(working, Pattern(), config, 1, 1)[1] == norm

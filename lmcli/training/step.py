@@ -32,6 +32,8 @@ def gradients(
     tokens = sum(int(batch.loss_mask.sum()) for batch in parts)
     model, device = working.model, working.master.embed.weight.device.type
     model.train()
+    for _, weight in working.learn if model is not working.master else ():
+        weight.grad = None  # of a pass that memory ended
     nats = torch.zeros((), device=device)
     for micro, batch in enumerate(parts):
         # Dropout's; torch.manual_seed asks every other kind of device too, a millisecond a time.
