@@ -65,6 +65,11 @@ def next_(run: str, prompt: str, top: int, at: dict[str, str], root: Path, as_js
 @command.command("attention")
 @click.argument("run")
 @click.argument("text", type=options.Text())
+@click.option(
+    "--target",
+    type=options.Text(),
+    help="Encoder-decoder: what it wrote.  [default: what it writes]",
+)
 @click.option("--focus", metavar="WORD", help="Only what this word looks at, and who looks at it.")
 @click.option("--layer", type=int, metavar="N", help="One layer, from 1.  [default: their mean]")
 @click.option("--head", type=int, metavar="N", help="One head, from 1.  [default: their mean]")
@@ -73,6 +78,7 @@ def next_(run: str, prompt: str, top: int, at: dict[str, str], root: Path, as_js
 def attention(
     run: str,
     text: str,
+    target: str | None,
     focus: str | None,
     layer: int | None,
     head: int | None,
@@ -82,6 +88,8 @@ def attention(
 ) -> None:
     """How much each word of a text looks at each word before it; rows sum to 1.
 
+    Of an encoder-decoder how much each word that it writes looks at each word of its source.
+
     \b
     Examples:
       lmcli inspect attention base "The quick brown fox jumps over the lazy dog"
@@ -89,23 +97,26 @@ def attention(
     """
     from lmcli.runs.load import load
 
-    found = load(root, run, **at).attention(text)
+    found = load(root, run, **at).attention(text, target)
     matrix = found.chosen(layer, head)
     facts: dict[str, Any] = {"layer": layer or "mean", "head": head or "mean", "note": found.note}
-    facts |= {"words": found.words, "weights": matrix.tolist()}
+    facts |= {"words": found.words, "source": found.source, "weights": matrix.tolist()}
     if focus is not None:
         i = found.find(focus)
         facts |= {"focus": found.words[i], "looks_at": matrix[i].tolist()}
-        facts |= {"looked_at_by": matrix[:, i].tolist()}
+        if found.source == found.words:
+            facts |= {"looked_at_by": matrix[:, i].tolist()}
     if as_json:
         console.answer_json(facts)
     elif focus is None:
-        console.answer(heat_map(found.words, matrix))
+        console.answer(heat_map(found.words, found.source, matrix))
     else:
-        for title, names, values in (
-            (f"{focus} looks at", found.words[: i + 1], matrix[i, : i + 1]),
-            (f"who looks at {focus}", found.words[i:], matrix[i:, i]),
-        ):
+        own = found.source == found.words
+        seen = i + 1 if own else len(found.source)
+        tables = [(f"{focus} looks at", found.source[:seen], matrix[i, :seen])]
+        if own:
+            tables.append((f"who looks at {focus}", found.words[i:], matrix[i:, i]))
+        for title, names, values in tables:
             console.answer(title)
             pairs = zip(names, values, strict=True)
             rows = [(word, f"{value:.3f}", "█" * round(BAR * value)) for word, value in pairs]
@@ -113,7 +124,7 @@ def attention(
     console.say(found.note)
 
 
-def heat_map(words: list[str], matrix: "np.ndarray") -> str:
+def heat_map(words: list[str], source: list[str], matrix: "np.ndarray") -> str:
     """A row for each word that looks; shades, and colours on a terminal, from 0 to 1."""
     from rich.cells import cell_len
 
@@ -122,7 +133,7 @@ def heat_map(words: list[str], matrix: "np.ndarray") -> str:
     lines = []
     for i, word in enumerate(words):
         cells = []
-        for value in matrix[i][: i + 1]:
+        for value in matrix[i][: i + 1] if source == words else matrix[i]:
             percent = f"{100 * value:3.0f} "
             if coloured:
                 light = int(255 * (1 - value))
@@ -131,7 +142,8 @@ def heat_map(words: list[str], matrix: "np.ndarray") -> str:
             else:
                 cells.append(SHADES[min(4, int(5 * value))] + percent)
         lines.append(f"{word}{' ' * (width - cell_len(word))} {''.join(cells)}")
-    return "\n".join(lines) + "\n(percent; column k is the k-th word)"
+    what = "word" if source == words else f"of: {' '.join(source)}"
+    return "\n".join(lines) + f"\n(percent; column k is the k-th {what})"
 
 
 @command.command("model")

@@ -108,6 +108,7 @@ def _ask(
         for text in texts:
             found = loaded.attention(text)
             look = {"text": text, "next": loaded.next_tokens(text, NEXT), "words": found.words}
-            look |= {"weights": found.chosen(None, None).tolist(), "note": found.note}
+            look |= {"source": found.source, "weights": found.chosen(None, None).tolist()}
+            look["note"] = found.note
             looks.setdefault(loaded.path.name, []).append(look)
     return samples, looks

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from lmcli.config.generation import GenerationConfig
-from lmcli.errors import UsageError
 from lmcli.inference.batch import Batch, Completion, Prompt, Row
 from lmcli.inference.cache import free_bytes
 from lmcli.inference.search import Beams, OnToken, Rules, Samples, Stopped
@@ -166,18 +165,20 @@ class Engine:
         return logits.log_softmax(-1).cpu().numpy()
 
     @torch.inference_mode()
-    def attention(self, ids: Sequence[int]) -> np.ndarray:
-        """Self-attention weights [L, H, T + 1, T + 1] of `<eos>` and T ids; each row sums to 1."""
-        if self.has_encoder:
-            raise UsageError("attention can be shown of decoder-only models so far")
+    def attention(self, ids: Sequence[int], source: Sequence[int] | None = None) -> np.ndarray:
+        """Weights [L, H, T + 1, T + 1] of `<eos>` and T ids, or of what these see of the S ids of a
+        source and its `<eos>` [L, H, T + 1, S + 1]; each row sums to 1."""
         self.model.eval()
         inputs = torch.tensor([[self.eos_id, *ids]], device=self.device)
         seen: list[Tensor] = []
-        layers = [block.attn for block in self.model.decoder.blocks]
+        blocks, read = list(self.model.decoder.blocks), None
+        if source is not None:
+            read = torch.tensor([self.fit_prompt(source)], device=self.device)
+        layers = [block.attn if source is None else block.cross_attn for block in blocks]
         try:
             for layer in layers:
                 layer.watch = seen.append  # type: ignore[union-attr]
-            self.model(inputs)
+            self.model(inputs, source_ids=read)
         finally:
             for layer in layers:
                 layer.watch = None  # type: ignore[union-attr]

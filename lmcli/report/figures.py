@@ -71,16 +71,18 @@ def _text(x: float, y: float, text: str, anchor: str = "middle") -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
-def heat_map(words: Sequence[str], weights: Sequence[Sequence[float]]) -> str:
+def heat_map(
+    words: Sequence[str], source: Sequence[str], weights: Sequence[Sequence[float]]
+) -> str:
     """A table of shares from 0 to 1: row = the word that looks, column = the word looked at."""
-    head = "".join(f"<th><span>{escape(word)}</span></th>" for word in words)
+    head = "".join(f"<th><span>{escape(word)}</span></th>" for word in source)
     rows = []
     for i, word in enumerate(words):
         cells = "".join(
             f'<td style="background:rgb(214 96 77 / {value:.3f})" '
-            f'title="{escape(word)} looks at {escape(words[j])}: {value:.3f}">'
+            f'title="{escape(word)} looks at {escape(source[j])}: {value:.3f}">'
             f"{100 * value:.0f}</td>"
-            for j, value in enumerate(weights[i][: i + 1])
+            for j, value in enumerate(weights[i][: i + 1] if source == words else weights[i])
         )
         rows.append(f"<tr><th>{escape(word)}</th>{cells}</tr>")
     return f'<table class="heat"><tr><th></th>{head}</tr>{"".join(rows)}</table>'

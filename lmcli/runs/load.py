@@ -16,7 +16,7 @@ from lmcli.config.generation import GenerationConfig
 from lmcli.config.scoring import ScoringConfig
 from lmcli.dataset.store import Dataset
 from lmcli.errors import LmcliError, MismatchError, UsageError
-from lmcli.evaluation.attention import WordAttention, word_attention
+from lmcli.evaluation.attention import WordAttention, cross_attention, word_attention
 from lmcli.evaluation.evaluate import SplitScorer, decode_pairs, likelihoods
 from lmcli.inference.engine import Engine
 from lmcli.metrics import perplexity
@@ -86,9 +86,17 @@ class LoadedRun:
             for i in (-logprobs).argsort(kind="stable")[:top].tolist()
         ]
 
-    def attention(self, text: str) -> WordAttention:
-        """What each word of a text looked at."""
-        return word_attention(self.engine, self.tokenizer, text)
+    def attention(self, text: str, target: str | None = None) -> WordAttention:
+        """What each word of a text looked at; of an encoder-decoder each word of a target, by
+        default of the likeliest one, in its source."""
+        if not self.engine.has_encoder:
+            if target is not None:
+                raise UsageError("--target is for models with an encoder")
+            return word_attention(self.engine, self.tokenizer, text)
+        if target is None:
+            [[target]] = self.complete([text], GenerationConfig(temperature=0))
+        template = self.config.template(self.tokenizer) or tasks.Template((), ())
+        return cross_attention(self.engine, self.tokenizer, text, target, template)
 
 
 def load(

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lmcli.artifacts import files, layout
+from lmcli.runs.load import load
 from lmcli.training.checkpoint import load_model, load_tensors
 
 SHAPE = [
@@ -276,3 +277,21 @@ def test_packed_pairs_train_a_decoder(cli, root):
     assert (
         cli("train", "--data", "pairs", "--name", "k", *SHAPE, "--steps", "5", "--pack").code == 0
     )
+
+
+def test_cross_attention_is_shown_by_words(cli, root):
+    """Each row of what was written sums to 1 over the source; the report has the same picture."""
+    line = ["inspect", "attention", "both", "abcd dcba", "--target", "dcba abcd"]
+    said = json.loads(cli(*line, "--json").out)
+    assert said["words"] == ["<start>", "dcba", "abcd"]
+    assert said["source"][-3:] == ["abcd", "dcba", "<end>"]
+    assert [sum(row) for row in said["weights"]] == pytest.approx([1, 1, 1], abs=1e-6)
+    loaded = load(root, "both")
+    ids = loaded.engine.attention(loaded.tokenizer.encode("dcba abcd"), loaded.encode("abcd dcba"))
+    assert said["weights"][0][-1] == pytest.approx(ids.mean((0, 1))[0, -1], abs=1e-6)
+    focus = cli(*line, "--focus", "abcd").out
+    assert "abcd looks at" in focus and "who looks at" not in focus
+    assert "of: " in cli(*line[:4]).out  # of what it writes
+    assert cli(*line[:2], "one", "abcd", "--target", "dcba").code == 2
+    page = cli("report", "both", "--out", root / "page.html", "--look", "abcd dcba")
+    assert page.code == 0 and "looks at dcba" in (root / "page.html").read_text()
