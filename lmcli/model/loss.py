@@ -118,5 +118,8 @@ class _SummedNLL(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        scaled = [None if g is None else g * grads[0].to(g.dtype) for g in ctx.saved_tensors]
-        return (*scaled, None, None, None)
+        own = ctx.saved_tensors
+        for each in own:  # in place, so that the one of a large vocabulary is there once
+            if each is not None:
+                each.mul_(grads[0].to(each.dtype))
+        return (*own, None, None, None)

@@ -82,6 +82,8 @@ class Working:
         self.learn = [(m, w) for m, w in self.pairs if m.requires_grad]
         for stack in filter(None, (self.model.encoder, self.model.decoder)):
             stack.recompute = recompute
+        apart = self.learn if self.model is not model else []
+        self.grads = [torch.empty_like(master) for master, _ in apart]
         self.compiled = compiled
         self.forward: Callable[..., Tensor] = torch.compile(self.model) if compiled else self.model
 
@@ -110,15 +112,21 @@ class Working:
             self.refresh()
 
     @torch.no_grad()
-    def collect(self) -> None:
-        """Adds the gradients of a backward pass to those of the weights, in float32."""
-        for master, working in self.learn if self.model is not self.master else ():
-            if working.grad is not None:
-                if master.grad is None:
-                    master.grad = working.grad.float()
-                else:
-                    master.grad += working.grad
-                working.grad = None
+    def collect(self, first: bool) -> None:
+        """Adds the gradients of a backward pass to those of the weights, in float32; the `first` of
+        a step replaces them.
+
+        They keep their memory, since what comes and goes in many sizes leaves holes.
+        """
+        for i, (master, working) in enumerate(self.learn if self.model is not self.master else ()):
+            if working.grad is None:
+                continue
+            if not first and master.grad is not None:
+                master.grad += working.grad
+            else:
+                master.grad = self.grads[i]
+                master.grad.copy_(working.grad)
+            working.grad = None
 
 
 def compiler_failed(error: Exception) -> bool:
@@ -182,7 +190,8 @@ def prepare(machine: Machine, tune: bool = True) -> None:
 
 
 def _keep_memory() -> None:
-    """Tells glibc not to hand large buffers back to the kernel after every operation.
+    """Tells glibc not to hand buffers below 32 MiB, its limit, back to the kernel after every
+    operation.
 
     Otherwise each step faults its activations in again: 10 to 30 % of a step on a CPU.
     """
@@ -190,7 +199,7 @@ def _keep_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):
         return  # not glibc
-    m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4  # malloc.h
-    mallopt(m_mmap_max, 0)
+    m_trim_threshold, m_top_pad, m_mmap_threshold = -1, -2, -3  # malloc.h
+    mallopt(m_mmap_threshold, 2**25)
     mallopt(m_trim_threshold, 2**31 - 1)
     mallopt(m_top_pad, 2**28)

@@ -41,7 +41,7 @@ def gradients(
         seeded.manual_seed(mix(config.seed, step, micro) >> 1)
         nll = forward_nll(model, batch, device, config, working.forward)
         torch.autograd.backward(nll / tokens)
-        working.collect()
+        working.collect(first=micro == 0)
         nats += nll.detach()
     parameters = [master for master, _ in working.learn]
     limit = config.grad_clip or float("inf")

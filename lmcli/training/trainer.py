@@ -306,8 +306,10 @@ class Trainer:
     def _validate(self, step: int, progress: console.Progress) -> bool:
         """Whether this is the best so far, whose weights are to be kept."""
         assert self.evaluate is not None
+        # In the precision of `lmcli eval`, so that both say the same.
+        judged = self.model if self.machine.device == "cpu" else self.working.model
         with self.working.averaged(self.optimizer.mean):
-            numbers = self.evaluate(self.working.model, step, progress.say)
+            numbers = self.evaluate(judged, step, progress.say)
         self.metrics.append({"step": step, **numbers})
         self._log_time(step, **numbers)
         config, best = self.config_at(step), self.state.best
