@@ -73,25 +73,27 @@ def fit_budget(root: Path, asked: Asked) -> Asked:
     """With steps, and a size where no shape is given, that a new run's `budget` allows here.
 
     Of the sizes that can see `BUDGET_RATIO` tokens per parameter in time the largest is taken
-    (docs/recipes.md), each measured by a few steps.
+    (docs/recipes.md), each measured by a few steps; batch and warm-up are those of the tokens that
+    will be seen.
     """
     given = asked.given
     if given.get("budget") is None or "steps" in given or asked.data is None:
         return asked
     seconds = parse_duration(given["budget"])
-    shaped = asked.preset or asked.origin or given.keys() & (SHAPE | {"size"})
-    blocks, ratio = 2, RATIO
-    while True:
-        sized = given if shaped else given | {"size": N_BLOCK * blocks**3, "ratio": ratio}
+    by_size = not (asked.preset or asked.origin or given.keys() & SHAPE)
+    free = by_size and "size" not in given
+    size, ratio, sized = given.get("size") or 8 * N_BLOCK, given.get("ratio") or RATIO, given
+    for _ in range(9):
+        sized = given | {"size": size, "ratio": ratio} if by_size else given
         rate, tokens = measure(root, dataclasses.replace(asked, given=sized))
         steps = max(1, int(0.95 * seconds / rate))
-        if shaped:
+        before, ratio, k = ratio, steps * tokens / size, (size / N_BLOCK) ** (1 / 3)
+        # Both the parameters and the time of a token go with k^3.
+        most = int(k * (ratio / BUDGET_RATIO) ** (1 / 6)) if free else 0
+        if most > round(k):
+            size = N_BLOCK * most**3
+        elif not by_size or "ratio" in given or 0.5 < ratio / before < 2:
             break
-        ratio = steps * tokens / (N_BLOCK * blocks**3)
-        larger = ratio * (blocks / (blocks + 1)) ** 6  # parameters and time of a token: both cubes
-        if larger < BUDGET_RATIO:
-            break
-        blocks = max(blocks + 1, int(blocks * (ratio / BUDGET_RATIO) ** (1 / 6)))
     console.say(f"a step takes {rate:.2f} s here: about {steps:,} steps in {given['budget']}")
     found = paced(steps) | sized | {"steps": steps}
     return dataclasses.replace(asked, given=found)
