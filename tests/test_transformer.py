@@ -77,7 +77,8 @@ def test_source_padding_is_invisible(pair_model):
 def test_a_cached_decoder_over_a_source_equals_the_uncached(pair_model):
     ids = torch.cat((IDS, IDS.flip(1)))
     memory = pair_model.memory(pair_model.encode(SOURCE, REAL))
-    cache = Cache(pair_model.config, 2, torch.device("cpu"), torch.float32)
+    cache = Cache(pair_model.config, torch.device("cpu"), torch.float32)
+    cache.reserve(2, ids.shape[1])
     steps = [
         pair_model(
             ids[:, i : i + 1],
@@ -85,7 +86,7 @@ def test_a_cached_decoder_over_a_source_equals_the_uncached(pair_model):
             source_mask=REAL,
             memory=memory,
             cache=cache.layers,
-            key_positions=cache.use(i + 1),
+            key_positions=cache.see(i + 1),
         )
         for i in range(ids.shape[1])
     ]
@@ -110,10 +111,12 @@ def test_the_gradient_reaches_every_parameter_and_repeats_bit_for_bit(pair_model
 def test_reordered_cache_rows_are_the_reordered_texts():
     model, rows = make(), torch.tensor([1, 0, 1])
     ids, following = torch.tensor([[2, 5, 6], [2, 7, 8]]), torch.tensor([[9], [10], [11]])
-    cache = Cache(model.config, 2, torch.device("cpu"), torch.float32)
-    model(ids, torch.arange(3)[None], cache=cache.layers, key_positions=cache.use(3))
-    cache.select(rows)
-    step = model(following, torch.tensor([[3]]), cache=cache.layers, key_positions=cache.use(4))
+    cache = Cache(model.config, torch.device("cpu"), torch.float32)
+    cache.reserve(3, 4)
+    seen = cache.see(3, reading=torch.arange(2))
+    model(ids, seen, cache=cache.layers, key_positions=seen)
+    cache.copy(torch.arange(3), rows, slice(0, 3))
+    step = model(following, torch.full((3, 1), 3), cache=cache.layers, key_positions=cache.see(4))
     whole = model(torch.cat((ids[rows], following), dim=1))[:, -1:]
     torch.testing.assert_close(step, whole, rtol=0, atol=1e-5)
 

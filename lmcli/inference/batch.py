@@ -123,14 +123,13 @@ class Batch:
             mask = None if real.all() else real
             memory = self.model.memory(self.model.encode(ids, mask))
             self.memory.reserve(len(self.rows), ids.shape[1])
-            self.memory.see(0, reading=at)
+            self.memory.see(ids.shape[1], reading=at)
             for layer, (k, v) in zip(self.memory.layers, memory, strict=True):
                 layer.update(k, v, lengths)
             ids, lengths = torch.full_like(ids[:, :1], self.eos_id), torch.ones_like(lengths)
         self.cache.reserve(0, ids.shape[1])
         self.cache.ids[at * self.width, : ids.shape[1]] = ids
-        self.cache.see(0, reading=at * self.width)
-        positions = torch.arange(ids.shape[1], device=self.device)[None]
+        positions = self.cache.see(ids.shape[1], reading=at * self.width)
         hidden = self.model(
             ids,
             positions,
@@ -175,14 +174,13 @@ class Batch:
             memory = [(x.k[:n, :, :width], x.v[:n, :, :width]) for x in self.memory.layers]
             if (lengths < width).any():
                 mask = torch.arange(width, device=self.device) < lengths[:, None]
-        self.cache.see(used)
         hidden = self.model(
             ids[:, None],
             self.last[:, None],
             memory=memory,
             source_mask=mask,
             cache=self.cache.layers,
-            key_positions=torch.arange(used, device=self.device)[None],
+            key_positions=self.cache.see(used),
         )
         self.logits = self.model.logits(hidden[:, 0])
 

@@ -63,10 +63,12 @@ class Cache:
             self.ids = F.pad(self.ids, (0, wider, 0, more))
             self.logprobs = F.pad(self.logprobs, (0, wider, 0, more))
 
-    def see(self, used: int, reading: Tensor | None = None) -> None:
-        """What the next forward pass is about: some prompts, or the next slot of every row."""
+    def see(self, used: int, reading: Tensor | None = None) -> Tensor:
+        """What the next forward pass is about: prompts, for the rows `reading`, or the next slot of
+        the first rows. Returns the positions [1, used] of the slots it sees."""
         for layer in self.layers:
             layer.used, layer.reading = used, reading
+        return torch.arange(used, device=self.ids.device)[None]
 
     def copy(self, to: Tensor, source: Tensor, slots: slice) -> None:
         """Some slots of the rows `source` over those of `to`."""

@@ -29,11 +29,11 @@ READ = 2**14  # tokens that are read at once, pads included
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt; `record` numbers it for its random draws. A blank one is to be left empty."""
+    """A prompt; `record` numbers it for its random draws. `limit`: fewer new tokens than usual."""
 
     ids: Sequence[int]
     record: int
-    blank: bool = False
+    limit: int | None = None
 
 
 Arrivals = Callable[[int, bool], Sequence[Request] | None]
@@ -123,12 +123,14 @@ class Engine:
 
     def _prompt(self, request: Request, config: GenerationConfig) -> Prompt:
         ids, limit = request.ids, config.max_new_tokens
+        if request.limit is not None:
+            limit = min(limit, request.limit)
         if config.max_length:
             limit = min(limit, config.max_length - (0 if self.has_encoder else len(ids)))
         fitted = self.fit_prompt(ids, limit)
         limit = min(limit, self.context_length - (1 if self.has_encoder else len(fitted)))
         prompt = Prompt(fitted, request.record, max(0, limit))
-        if prompt.limit and not request.blank:
+        if prompt.limit:
             prompt.left = 1 if config.num_beams > 1 else config.num_return_sequences
         return prompt
 

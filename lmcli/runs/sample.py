@@ -79,7 +79,8 @@ class Sampler:
             numbers = range(self.record, self.record + len(found))
             self.record += len(found)
             return [
-                Request(self._encode(p), i, p.blank) for p, i in zip(found, numbers, strict=True)
+                Request(self._encode(p), i, 0 if p.blank else None)
+                for p, i in zip(found, numbers, strict=True)
             ]
 
         def on_token(record: int, sample: int, ids: Sequence[int], final: bool) -> None:
