@@ -34,9 +34,9 @@ PANGRAM = "The quick brown fox jumps over the lazy dog"
 EXCLUDE = ("test", "tests", "idle_test", "site-packages", "dist-packages", "encodings")
 # The shape that reached the fewest bits per byte in minutes on two CPU cores (docs/benchmarks.md).
 MODEL = {
-    "n_layers": 4,
-    "d_model": 256,
-    "n_heads": 4,
+    "n_layers": 3,
+    "d_model": 192,
+    "n_heads": 3,
     "context_length": 256,
     "batch_size": 16,
     "optimizer": "muon",
@@ -44,6 +44,7 @@ MODEL = {
     "schedule": "wsd",
     "decay_fraction": 0.6,
 }
+FEW = 500
 # Shares of the budget; scoring, compressors and samples take the rest.
 TRAINING_SHARE, SUMMARIES_SHARE = 0.6, 0.1
 SUMMARIES = {"batch_tokens": 2048, "optimizer": "muon", "lr": 0.005, "schedule": "linear"}
@@ -120,16 +121,17 @@ def _pipeline(
         _run("tokenizer", "train", *inputs, "--name", name, *vocab_flag, *make)
         _run("data", "build", *inputs, "--tokenizer", name, "--name", name, *make)
         left = TRAINING_SHARE * seconds - (time.monotonic() - began)
-        steps = _plan_steps(run, name, MODEL, max(5.0, left), force)
+        model = _plan(run, name, MODEL, max(5.0, left), force)
     except DataError as error:  # its advice names flags that are not here
         for path in filter(Path.exists, new):  # the name is free for another try
             files.to_trash(path, root)
         advice = "give quickstart other text, or more"
         raise DataError(f"{str(error).partition(';')[0]}; {advice}") from None
-    shape = [word for field, value in MODEL.items() for word in (flag(field), str(value))]
+    shape = [word for field, value in model.items() for word in (flag(field), str(value))]
+    steps = model["steps"]
     every = ["--eval-every", str(max(50, steps // 5)), "--eval-tokens", "16384"]
     every += ["--save-every", str(max(50, steps // 10))]
-    _run("train", "--data", name, "--name", name, *shape, "--steps", str(steps), *every, *make)
+    _run("train", "--data", name, "--name", name, *shape, *every, *make)
     dataset = Dataset.open(data)
     prompts = [_beginning(dataset)] if text else ["The ", "def "]
     for prompt in prompts:
@@ -177,11 +179,12 @@ def _summarize(
     _run("data", "build", *inputs, *keys, *fit, "--tokenizer", name, "--name", task, *make)
     shape = {k: v for k, v in MODEL.items() if k not in SUMMARIES and k != "batch_size"}
     run = root / layout.FOLDERS["run"] / task
-    steps = _plan_steps(run, task, shape | SUMMARIES, seconds, force)
-    flags = [word for field, value in SUMMARIES.items() for word in (flag(field), str(value))]
+    plan = _plan(run, task, shape | SUMMARIES, seconds, force)
+    tuning = {key: plan[key] for key in (*SUMMARIES, "steps")}
+    flags = [word for field, value in tuning.items() for word in (flag(field), str(value))]
     every = ["--task", "summarization", "--eval-every", "0", "--eval-tokens", "16384"]
     line = ["finetune", "--from", name, "--data", task, "--name", task, *every]
-    _run(*line, *flags, "--steps", str(steps), *make)
+    _run(*line, *flags, *make)
     _run("sample", task, FUNCTION, "--temperature", "0", "--max-new-tokens", "30", *tail)
     rouge = ["--metric", "rouge1", "--metric", "rougeL", "--max-pairs", "100"]
     _run("eval", task, *rouge, "--max-new-tokens", "30", *tail)
@@ -196,20 +199,27 @@ def _run(*words: str) -> None:
     cli.main(args=list(words), prog_name="lmcli", standalone_mode=False)
 
 
-def _plan_steps(run: Path, data: str, settings: dict[str, Any], seconds: float, force: bool) -> int:
-    """How many steps fit into the time, by running a few in memory; an earlier plan is law."""
+def _plan(
+    run: Path, data: str, settings: dict[str, Any], seconds: float, force: bool
+) -> dict[str, Any]:
+    """The settings with the steps that fit into the time, by running a few in memory; where they
+    are few, twice as many of half the batch. An earlier plan is law."""
     from lmcli.runs.config import Asked
     from lmcli.runs.start import measure
 
+    plan = dict(settings)
     if run.exists() and not force:
-        stored = files.read_json(run / layout.CONFIG, schema.CONFIG)["training"]["steps"]
-        steps = int(inventory.status(run).get("steps") or stored)
-        console.say(f"\n{steps} steps were planned the first time; --force plans anew")
-        return steps
+        stored = files.read_json(run / layout.CONFIG, schema.CONFIG)["training"]
+        plan |= {key: stored[key] for key in settings.keys() & {"batch_size"}}
+        plan["steps"] = int(inventory.status(run).get("steps") or stored["steps"])
+        console.say(f"\n{plan['steps']} steps were planned the first time; --force plans anew")
+        return plan
     rate, _ = measure(run.parent.parent, Asked(data, given=settings))
-    steps = max(20, int(seconds / rate) // 10 * 10)
-    console.say(f"\na step takes {rate:.2f} s here: {steps} steps fit")
-    return steps
+    plan["steps"] = max(20, int(seconds / rate) // 10 * 10)
+    console.say(f"\na step takes {rate:.2f} s here: {plan['steps']} steps fit")
+    if "batch_size" in plan and plan["steps"] < FEW:
+        plan |= {"batch_size": plan["batch_size"] // 2, "steps": 2 * plan["steps"]}
+    return plan
 
 
 def _beginning(dataset: "Dataset") -> str:
