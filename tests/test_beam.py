@@ -135,14 +135,9 @@ def test_a_source_keeps_its_first_tokens_and_takes_no_room():
     assert len(short.ids) <= 3
 
 
-def test_what_an_encoder_decoder_cannot_do_is_said():
-    engine = Engine(lively("encoder-decoder"), EOS, 0)
-    for call in (
-        lambda: engine.attention([5]),
-        lambda: config(2, num_return_sequences=3),
-    ):
-        with pytest.raises(UsageError):
-            call()
+def test_more_answers_than_beams_are_refused():
+    with pytest.raises(UsageError):
+        config(2, num_return_sequences=3)
 
 
 def test_scores_of_padded_pairs():

@@ -64,5 +64,6 @@ def forward_nll(
         if array is not None and not (name.endswith("_mask") and array.all())
     }
     targets, loss_mask = fields.pop("targets"), fields.pop("loss_mask", None)
-    hidden, smoothing = (forward or model)(**fields), config.label_smoothing
+    hidden = model(**fields) if forward is None else forward(**fields)
+    smoothing = config.label_smoothing
     return summed_nll(model, hidden, targets, loss_mask, smoothing, config.z_loss)
