@@ -173,6 +173,22 @@ def test_without_a_compiler_the_run_goes_on(cli, tiny_copy, monkeypatch):
     assert ends[0].read_bytes() == ends[1].read_bytes()
 
 
+@pytest.mark.filterwarnings("ignore")  # torch's own, of what it deprecates
+def test_a_run_of_a_compiled_model(cli, tiny_copy, monkeypatch):
+    """What torch.compile returns is called and nothing else; here it traces, and compiles nothing,
+    so that the numbers are those of the plain run."""
+    real = torch.compile
+    monkeypatch.setattr(precision.torch, "compile", lambda model: real(model, backend="eager"))
+    for name, compiled in (("plain", "off"), ("traced", "on")):
+        args = ["--name", name, "--steps", "4", "--dtype", "float32", "--compile", compiled]
+        assert train(cli, *TINY, *args).code == 0
+    ends = [
+        layout.checkpoint(tiny_copy / "runs" / n, 4) / layout.MODEL for n in ("plain", "traced")
+    ]
+    assert ends[0].read_bytes() == ends[1].read_bytes()
+    assert not (tiny_copy / "runs/traced" / layout.EVENTS).exists()
+
+
 def test_what_contradicts_itself_is_refused():
     with pytest.raises(UsageError, match="not a duration"):
         TrainingConfig(budget="soon")
