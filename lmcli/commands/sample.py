@@ -78,7 +78,7 @@ def command(
     root: Path,
     **form: Any,
 ) -> None:
-    r"""Complete prompts given as arguments, or each line of standard input.
+    """Complete prompts given as arguments, or each line of standard input.
 
     From standard input it is a filter: one line out per line in, in order, a blank line for a
     blank line, and a completion ends at its first newline. Prompts given as arguments run on to
