@@ -300,7 +300,8 @@ def pays_to_compile(
 
     It is guessed from its arithmetic, so that the same command decides the same on one machine.
     """
-    weights = sum(math.prod(s) for n, s in parameters(model).items() if not n.startswith("embed"))
+    layers, width = model.n_layers + model.n_encoder_layers, model.d_model
+    weights = width * (layers * (4 * width + 2 * model.d_ff) + model.vocab_size)
     seconds = 6 * weights * tokens * training.steps / RATES[machine.device, machine.dtype]
     if training.budget is not None:
         seconds = parse_duration(training.budget)

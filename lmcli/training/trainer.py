@@ -174,7 +174,7 @@ class Trainer:
                     self._give_way(step, progress)
                 config = self.config_at(step)
                 end = until or self.config.steps
-                last = step == self.config.steps
+                last = step == config.steps
                 loss = numbers.get("loss", math.nan)
                 progress.total = self.config.steps
                 progress.update(step, f"loss {loss:.4f}  {clock.shown()}")
