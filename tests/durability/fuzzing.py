@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from lmcli.artifacts import files, layout
 
 # What a command may answer to whatever it is given; 1 is a bug, and a traceback is not an answer.
-ANSWERS = {0, 2, 65, 66, 70, 71, 74, 75, 77, 78}
+ANSWERS = {0, 2, 65, 66, 69, 70, 71, 74, 75, 77, 78}
 SLOW = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
 
 
