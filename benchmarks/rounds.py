@@ -23,24 +23,20 @@ def compare(
     """Tokens per second of each child by round, interleaved, and its peak memory in GiB."""
     rates: dict[str, list[float]] = {name: [] for name in lines}
     peaks: dict[str, float] = {}
-    processes = {
-        name: subprocess.Popen(
-            [sys.executable, *line],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        for name, line in lines.items()
-    }
-    for _ in range(rounds + 1):  # in the first one all get warm
-        for name, process in processes.items():
+    processes: dict[str, subprocess.Popen[str]] = {}
+    for _ in range(rounds + 1):  # in the first one all get warm, one after the other:
+        for name, line in lines.items():  # two at a time hold up each other's threads
+            if name not in processes:
+                pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+                pipes["stderr"] = subprocess.DEVNULL
+                processes[name] = subprocess.Popen([sys.executable, *line], text=True, **pipes)
+            process = processes[name]
             assert process.stdin is not None and process.stdout is not None
             process.stdin.write(f"{seconds if rates[name] else 0}\n")
             process.stdin.flush()
-            if not (line := process.stdout.readline()):
-                sys.exit(f"{name} ended; to see why: {' '.join(lines[name])} <<< 1")
-            found = json.loads(line)
+            if not (said := process.stdout.readline()):
+                sys.exit(f"{name} ended; to see why: {' '.join(line)} <<< 1")
+            found = json.loads(said)
             rates[name].append(found["rate"])
             peaks[name] = found["peak"]
     for process in processes.values():
@@ -51,8 +47,8 @@ def compare(
 class Clock:
     """Takes steps while it is told to, and says how many tokens a second that was."""
 
-    def __init__(self, tokens: int) -> None:
-        self.tokens, self.wanted, self.done, self.n_warm = tokens, 0.0, 0, 3
+    def __init__(self, tokens: int, warm: int = 3) -> None:
+        self.tokens, self.wanted, self.done, self.n_warm = tokens, 0.0, 0, warm
         self.began = time.perf_counter()
 
     def stepped(self) -> None:

@@ -200,7 +200,7 @@ def child(name: str, task: str, threads: int) -> None:
     program, _, dtype = name.partition("-")
     jobs = work(task)
     step = {"lmcli": lmcli, "generate": generate, "llama": llama}[program](dtype, jobs, threads)
-    clock = Clock(sum(new for _, new in jobs))
+    clock = Clock(sum(new for _, new in jobs), 3 if task == "one" else 1)
     while True:
         step()
         clock.stepped()
