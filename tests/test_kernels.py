@@ -179,3 +179,21 @@ def test_what_a_failed_pass_left_behind_does_not_count():
     for master, weight in working.learn:
         master.grad, weight.grad = None, torch.ones_like(weight)
     assert gradients(working, Pattern(), config, 1, 1)[1] == norm
+
+
+def test_a_usual_z_loss_counts_in_bfloat16():
+    """1e-4 moves gradients by a thousandth, less than one bfloat16 step; over many it shows."""
+    model = make(init="gpt2", vocab_size=64).bfloat16()
+    torch.manual_seed(0)
+    hidden, targets = 30 * torch.randn(2000, 32), torch.randint(0, 64, (2000,))
+    sums = []
+    for z_loss in (0.0, 1e-4):
+        h = hidden.bfloat16().requires_grad_()
+        w = model.output_weight
+        w.grad = None
+        summed_nll(model, h, targets, z_loss=z_loss).backward()
+        sums.append(float((w.grad.float() * w.detach().float()).sum()))
+    logits = hidden.bfloat16().double() @ model.output_weight.detach().double().T
+    share = 2e-4 * logits.logsumexp(1)
+    expected = float((share[:, None] * logits.softmax(1) * logits).sum())
+    assert sums[1] - sums[0] == pytest.approx(expected, rel=0.5)

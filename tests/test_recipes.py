@@ -200,7 +200,7 @@ def test_threads_give_way_to_other_processes_and_come_back(monkeypatch):
     monkeypatch.setattr(load_module.os, "sched_getaffinity", lambda pid: {0, 1})
     monkeypatch.setattr(load_module.Load, "_sample", lambda self: next(told))
     monkeypatch.setattr(load_module, "PATIENCE", -1e12)
-    load = load_module.Load(2)
+    load = load_module.Load(2, 2)
     # alone; a hog takes one core; it still does; it is gone, we use one; and both
     assert [load.threads() for _ in range(5)] == [2, 1, 1, 2, 2]
 
@@ -250,3 +250,38 @@ def test_the_best_checkpoint_by_tests_that_pass(cli, tiny_copy, monkeypatch):
     monkeypatch.setattr(start, "verdicts_on", lambda *a: [Verdict(next(told), "", 0.0)])
     assert train(cli, "--name", "told", *args).code == 0
     assert load(tiny_copy, "told").step == 4
+
+
+def test_the_dial_counts_tokens_whatever_batch_is_asked_for(cli, tiny_copy):
+    for name, flags in (("a", ()), ("b", ("--batch-size", "3")), ("c", ("--context-length", "64"))):
+        line = ["--name", name, "--size", "60k", "--ratio", "2", *flags, "--dry-run"]
+        config = json.loads(train(cli, *line).out)
+        training, length = config["training"], config["model"]["context_length"]
+        tokens = training["steps"] * training["batch_size"] * length
+        assert tokens == pytest.approx(2 * N_BLOCK, rel=0.05), flags
+    said = train(cli, "--name", "d", "--from", "base", "--size", "1M")
+    assert said.code == 2 and "--size is for new weights" in said.err
+
+
+def test_what_a_run_decided_is_no_reason_to_refuse_its_own_command(cli, tiny_copy, monkeypatch):
+    """It gave a thread away; and the clock is given up by asking for steps."""
+    from lmcli.training.load import Load
+
+    monkeypatch.setattr(Load, "threads", lambda self: 1)
+    args = [*TINY, "--name", "own", "--threads", "2", "--steps", "4", "--save-every", "2"]
+    assert train(cli, *args).code == 0
+    assert log(tiny_copy, "own", layout.EVENTS)[0]["change"] == {"threads": 1}
+    again = train(cli, *args)
+    assert again.code == 0 and "finished" in again.err and "may differ" not in again.err
+    longer = cli("train", "--name", "own", "--steps", "6")
+    assert longer.code == 0 and "may differ" not in longer.err
+    both = train(cli, *TINY, "--name", "x", "--budget", "5s", "--steps", "3")
+    assert both.code == 2 and "leave out one" in both.err
+    assert train(cli, *TINY, "--name", "x", "--budget", "0s").code == 2
+    assert train(cli, *TINY, "--name", "x", "--budget", "9" * 400 + "s").code == 2
+    assert train(cli, *TINY, "--name", "timed", "--budget", "2s", "--eval-every", "0").code == 0
+    end = json.loads(cli("status", "timed", "--json").out)["step"]
+    monkeypatch.setattr("lmcli.training.clock.SETTLED", 0.0)
+    assert cli("train", "--name", "timed", "--steps", str(end + 60)).code == 0
+    assert json.loads(cli("status", "timed", "--json").out)["step"] == end + 60
+    assert train(cli, *TINY, "--name", "timed", "--budget", "2s", "--eval-every", "0").code == 0

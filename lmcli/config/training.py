@@ -142,4 +142,6 @@ class TrainingConfig:
         if (self.best_by == "pass@1") != (self.problems is not None):
             raise UsageError("--best-by pass@1 and --problems FILE go together")
         if self.budget is not None:
-            parse_duration(self.budget)
+            seconds = parse_duration(self.budget)
+            if not 1 <= seconds <= 1e9:
+                raise UsageError(f"--budget {self.budget} must be from 1s to some years")

@@ -98,9 +98,9 @@ class _SummedNLL(torch.autograd.Function):
                 total += nats.sum()
             if grad_rows is None or grad_weight is None:
                 continue
-            if z_loss:
-                factor = (1 + 2 * z_loss * (wanted + nats)).to(grad.dtype)
-                grad, likely = grad * factor, likely * factor
+            if z_loss:  # a factor so near to 1 that it is rounded only with what it multiplies
+                grad = (grad.float() * (1 + 2 * z_loss * (wanted + nats))).to(grad.dtype)
+                likely = grad.gather(1, t)
             here = torch.arange(len(t), device=t.device)  # scatter_ copies everything to float32
             grad[here, t[:, 0]] = (likely + (smoothing - 1))[:, 0]
             if grad_bias is not None:

@@ -22,7 +22,7 @@ from lmcli.dataset.buckets import Examples, Pairs
 from lmcli.dataset.store import Dataset
 from lmcli.errors import DataError, MismatchError, UsageError
 from lmcli.model import lora
-from lmcli.model.presets import TRAINING, preset, sized
+from lmcli.model.presets import TRAINING, paced, preset, sized
 from lmcli.model.transformer import Transformer
 from lmcli.model.transformer import parameters as parameters
 from lmcli.text import tasks
@@ -38,6 +38,7 @@ AUTOMATIC = (
     *("attention_scale", "embedding_scale"),
     *("micro_batch_size", "threads", "device", "dtype", "compile"),
 )
+DECIDED = ("threads", "micro_batch_size", "compile", "budget")  # what a run itself may change
 SHAPE = {f.name for f in dataclasses.fields(ModelConfig)}
 TUNING = {f.name for f in dataclasses.fields(TuningConfig)}
 RATIO = 20.0  # tokens per parameter (Hoffmann et al. 2022)
@@ -185,6 +186,7 @@ class Asked:
     origin: str | None = None  # --from: the run whose best weights a new one begins with
     given: dict[str, Any] = dataclasses.field(default_factory=dict)
     usual: dict[str, Any] = dataclasses.field(default_factory=dict)  # instead of the defaults
+    measured: bool = False  # whether the steps are those that the budget allows
     profile: int = 0  # steps to trace
     allow_code_execution: bool = False
 
@@ -208,7 +210,9 @@ def plan(root: Path, asked: Asked) -> tuple[RunConfig, Dataset, Begin | None]:
     dataset; and what it begins with, if anything."""
     if asked.data is None:
         raise UsageError("--data names the dataset of a new run; build one: lmcli data build")
-    data, given, begin, origin = asked.data, asked.given, None, {}
+    data, given, begin, origin, tokens = asked.data, asked.given, None, {}, 0
+    if given.get("budget") is not None and given.get("steps") and not asked.measured:
+        raise UsageError("--budget derives the steps; leave out one of --budget and --steps")
     dataset = Dataset.open(layout.find(root, data, "dataset"), hashes=True)
     tokenizer = Tokenizer.load(dataset.path / layout.TOKENIZER)
     if dataset.vocab_size != tokenizer.vocab_size:
@@ -223,8 +227,12 @@ def plan(root: Path, asked: Asked) -> tuple[RunConfig, Dataset, Begin | None]:
         base, usual = preset(asked.preset or "nano"), TRAINING.get(asked.preset or "", {})
         if size is not None:
             base, usual = sized(size, ratio or RATIO)
+            tokens = usual["steps"] * usual["batch_size"] * base.context_length
         model = shape(base, given)
     else:
+        if dial := {"size", "ratio"} & given.keys():
+            flag = fields.flag(min(dial, key=len))
+            raise UsageError(f"{flag} is for new weights; --from {asked.origin} has its own shape")
         run = layout.find(root, asked.origin, "run")
         check_tokenizer(run, data, dataset)
         source = RunConfig.read(run)
@@ -246,6 +254,10 @@ def plan(root: Path, asked: Asked) -> tuple[RunConfig, Dataset, Begin | None]:
     elif only := [key for key in FOR_PAIRS if rest.get(key) not in (None, 0, "loss", "pass@1")]:
         raise UsageError(f"{fields.flag(only[0])} is for pairs, but {data} is plain text")
     tuning = fields.build(TuningConfig, {k: rest.pop(k) for k in TUNING & rest.keys()})
+    if tokens:  # as many as the dial says, whatever batch was asked for
+        rows = rest.get("batch_size", usual["batch_size"])
+        size = rest.get("batch_tokens") or rows * model.context_length
+        usual = usual | paced(math.ceil(tokens / size))
     training = fields.build(TrainingConfig, usual | rest)
     if tuning.lora_rank and begin is None:
         raise UsageError("--lora-rank updates weights that are there: name a run with --from")
@@ -354,6 +366,8 @@ def changes(stored: RunConfig, current: TrainingConfig, asked: Asked) -> dict[st
         old = getattr(part, key)
         if value == old or (key in AUTOMATIC and value in (0, "auto")):
             continue
+        if key in DECIDED and value == getattr(stored.training, key):
+            continue  # what the run has decided since stays
         if in_model or key not in CHANGEABLE:
             raise MismatchError(
                 f"{fields.flag(key)} {value}: the run was started with {old}; leave it out to "

@@ -51,12 +51,15 @@ def measure(root: Path, asked: Asked, n_steps: int = 12) -> tuple[float, int]:
     config, dataset, _ = plan(root, asked)
     training = config.training
     machine = precision.resolve(training.device, training.dtype, training.threads)
-    precision.prepare(machine)
+    precision.prepare(machine, training.tune)
     model = config.build()
     model.init_weights(0)
     model.to(machine.device)
     batches = config.batches(dataset, Tokenizer.load(dataset.path / layout.TOKENIZER))
-    optimizer, working = Optimizer(model, training), Working(model, machine)
+    optimizer, working = (
+        Optimizer(model, training),
+        Working(model, machine, False, training.recompute),
+    )
     took, tokens = [], 0
     for step in range(n_steps):
         began = time.perf_counter()
@@ -85,7 +88,7 @@ def fit_budget(root: Path, asked: Asked) -> Asked:
     size, ratio, sized = given.get("size") or 8 * N_BLOCK, given.get("ratio") or RATIO, given
     for _ in range(9):
         sized = given | {"size": size, "ratio": ratio} if by_size else given
-        rate, tokens = measure(root, dataclasses.replace(asked, given=sized))
+        rate, tokens = measure(root, dataclasses.replace(asked, given=sized, measured=True))
         steps = max(1, int(0.95 * seconds / rate))
         before, ratio, k = ratio, steps * tokens / size, (size / N_BLOCK) ** (1 / 3)
         # Both the parameters and the time of a token go with k^3.
@@ -96,7 +99,7 @@ def fit_budget(root: Path, asked: Asked) -> Asked:
             break
     console.say(f"a step takes {rate:.2f} s here: about {steps:,} steps in {given['budget']}")
     found = paced(steps) | sized | {"steps": steps}
-    return dataclasses.replace(asked, given=found)
+    return dataclasses.replace(asked, given=found, measured=True)
 
 
 Planned = tuple[RunConfig, bytes, dict[str, str], dict[str, Tensor] | None]
@@ -215,15 +218,18 @@ def open_trainer(root: Path, run: Path, asked: Asked) -> Trainer | None:
             f"--data {asked.data or stored.data['name']} is {dataset.manifest.id[:12]}; "
             "name the same data or start a run with another --name"
         )
+    if "steps" in change and current.budget is not None:
+        change["budget"] = None  # whoever asks for steps does not ask for the clock any more
     current = dataclasses.replace(current, **change)
-    machine = precision.resolve(current.device, current.dtype, current.threads)
+    # With the threads it was started with, which it may have given up for a while.
+    machine = precision.resolve(current.device, current.dtype, stored.training.threads)
     precision.prepare(machine, current.tune)
     if found:
         checkpoint.check_shapes(found[0], parameters(stored.model))
     with Unset():
         model = stored.build()
     model.to(machine.device)
-    checkpoint.check_space(run, model)
+    checkpoint.check_space(run, model, bool(stored.training.ema))
     tokenizer = Tokenizer.load(run / layout.TOKENIZER)
     batches = stored.batches(dataset, tokenizer)
     trainer = Trainer(

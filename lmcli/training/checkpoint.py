@@ -262,14 +262,14 @@ def settle(run: Path, state: State, keep_last: int) -> None:
     files.sweep(run / layout.CHECKPOINTS)
 
 
-def check_space(run: Path, model: nn.Module) -> None:
+def check_space(run: Path, model: nn.Module, ema: bool = False) -> None:
     """Refuses before the first step when two checkpoints would not fit on the disk.
 
     Those that are there count: a continued run needs room for one more.
     """
     frozen = 0 if layout.checkpoint(run, 0).is_dir() else 1  # times that they are written
     sizes = (
-        p.numel() * p.element_size() * (3 if p.requires_grad else frozen)
+        p.numel() * p.element_size() * (3 + ema if p.requires_grad else frozen)
         for p in model.parameters()
     )
     need = (1 if any(list_steps(run)) else 2) * sum(sizes)

@@ -15,8 +15,8 @@ GIVE_WAY, COME_BACK = 0.5, 0.15  # cores' worth of others' work
 class Load:
     """Linux only: elsewhere `threads` always answers what is wanted."""
 
-    def __init__(self, wanted: int) -> None:
-        self.wanted = self.now = wanted
+    def __init__(self, wanted: int, now: int) -> None:
+        self.wanted, self.now = wanted, now
         self.cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
         self._before = self._sample()
 

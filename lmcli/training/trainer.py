@@ -79,7 +79,7 @@ class Trainer:
         self.perf = files.Log(run / layout.PERF)
         self.state = checkpoint.START
         self.clock, self.profile = Clock(model, machine, config), profile
-        self.load = Load(config.threads)
+        self.load = Load(config.threads, self.config.threads)
 
     @property
     def config(self) -> TrainingConfig:
