@@ -165,7 +165,14 @@ def test_gradients_in_bfloat16_are_near_those_in_float32():
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch's own, of what it deprecates
 @pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="no C++ compiler")
-def test_fifty_compiled_steps_stay_near_eager_ones():
+def test_fifty_compiled_steps_stay_near_eager_ones(monkeypatch):
+    """And nothing is unpickled on the way, not even what torch left on disk the time before."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("a pickle is read")
+
+    monkeypatch.setattr("pickle.loads", refuse)
+    monkeypatch.setattr("pickle.load", refuse)
     for dtype, tolerance in (("float32", 1e-3), ("bfloat16", 0.05)):
         eager = losses(50, dtype=dtype)
         compiled = losses(50, dtype=dtype, compile="on")
@@ -197,3 +204,17 @@ def test_a_usual_z_loss_counts_in_bfloat16():
     share = 2e-4 * logits.logsumexp(1)
     expected = float((share[:, None] * logits.softmax(1) * logits).sum())
     assert sums[1] - sums[0] == pytest.approx(expected, rel=0.5)
+
+
+def test_a_frozen_output_layer_gets_no_gradient():
+    model = make(tie_embeddings=False)
+    model.output_weight.requires_grad_(False)
+    hidden, targets = torch.randn(7, 32, requires_grad=True), torch.randint(0, 50, (7,))
+    for smoothing in (0.0, 0.1):
+        hidden.grad = None
+        summed_nll(model, hidden, targets, label_smoothing=smoothing).backward()
+        plain = F.cross_entropy(
+            model.logits(hidden), targets, reduction="sum", label_smoothing=smoothing
+        )
+        torch.testing.assert_close(hidden.grad, torch.autograd.grad(plain, hidden)[0])
+        assert model.output_weight.grad is None

@@ -2,21 +2,23 @@
 of its time."""
 
 import json
+import os
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import TINY
 
 from lmcli.artifacts import layout
+from lmcli.config.model import ModelConfig
 from lmcli.config.training import TrainingConfig
 from lmcli.errors import UsageError
 from lmcli.model.presets import N_BLOCK, sized
 from lmcli.runs import config as runs_config
 from lmcli.runs.config import Asked, RunConfig, parameters, pays_to_compile, plan
 from lmcli.runs.load import load
-from lmcli.training import checkpoint, precision
-from lmcli.training import load as load_module
+from lmcli.training import checkpoint, contention, precision
 
 
 def train(cli, *args):
@@ -120,6 +122,8 @@ def test_a_profile_is_a_trace(cli, tiny_copy):
     trace = json.loads((tiny_copy.parent / "traced.trace.json").read_text())
     assert any("mm" in event.get("name", "") for event in trace["traceEvents"])
     assert cli("verify", "traced").code == 0
+    short = train(cli, *TINY, "--name", "short", "--steps", "3", "--profile", "2")
+    assert short.code == 0 and "leaves out 4 steps first, and 3 are left" in short.err
 
 
 def test_shares_of_the_time_are_logged(tiny):
@@ -143,12 +147,28 @@ def test_compile_is_chosen_where_it_pays_back(monkeypatch, tiny):
     model = sized(10**7, 20.0)[0].resolved(8192)
     short, long = TrainingConfig(steps=10), TrainingConfig(steps=10**5)
     assert not pays_to_compile(model, short, machine, 4096)
+    assert not pays_to_compile(model, long, machine, 4096)  # a large step gains nothing
+    model = sized(10**5, 20.0)[0].resolved(256)
     assert pays_to_compile(model, long, machine, 4096)
+    assert not pays_to_compile(model, short, machine, 4096)
     assert pays_to_compile(model, TrainingConfig(steps=10, budget="1h"), machine, 4096)
     monkeypatch.setattr(runs_config.shutil, "which", lambda name: None)
     assert not pays_to_compile(model, long, machine, 4096)
     config, _, _ = plan(tiny, Asked("corpus", given={"steps": 5}))
     assert config.training.compile == "off"
+
+
+def test_a_compiled_model_reads_nothing_from_disk(monkeypatch):
+    """Caches of torch.compile are pickles, and libraries where anyone may put one."""
+    from torch._functorch import config as functorch
+    from torch._inductor import config as inductor
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/tmp/known-to-all")
+    monkeypatch.setattr(precision.torch, "compile", lambda model: model)
+    assert precision.compiled_model("model") == "model"
+    assert not inductor.fx_graph_cache and not functorch.enable_autograd_cache
+    folder = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+    assert folder.stat().st_mode & 0o777 == 0o700 and not list(folder.iterdir())
 
 
 def test_without_a_compiler_the_run_goes_on(cli, tiny_copy, monkeypatch):
@@ -197,25 +217,25 @@ def test_what_contradicts_itself_is_refused():
 def test_threads_give_way_to_other_processes_and_come_back(monkeypatch):
     """Seconds on the clock, of all work and of our own, as the kernel would tell them."""
     told = iter([(0, 0, 0), (3, 6, 6), (6, 12, 9), (9, 18, 12), (12, 21, 15), (15, 27.1, 21)])
-    monkeypatch.setattr(load_module.os, "sched_getaffinity", lambda pid: {0, 1})
-    monkeypatch.setattr(load_module.Load, "_sample", lambda self: next(told))
-    monkeypatch.setattr(load_module, "PATIENCE", -1e12)
-    load = load_module.Load(2, 2)
+    monkeypatch.setattr(contention.os, "sched_getaffinity", lambda pid: {0, 1})
+    monkeypatch.setattr(contention.Contention, "_sample", lambda self: next(told))
+    monkeypatch.setattr(contention, "PATIENCE", -1e12)
+    others = contention.Contention(2, 2)
     # alone; a hog takes one core; it still does; it is gone, we use one; and both
-    assert [load.threads() for _ in range(5)] == [2, 1, 1, 2, 2]
+    assert [others.threads() for _ in range(5)] == [2, 1, 1, 2, 2]
 
 
 def test_fewer_threads_are_a_decision_of_the_run(cli, tiny_copy, monkeypatch):
-    from lmcli.training.load import Load
+    from lmcli.training.contention import Contention
 
     asked = iter([2, 1, 1, 2])
-    monkeypatch.setattr(Load, "threads", lambda self: next(asked, 2))
+    monkeypatch.setattr(Contention, "threads", lambda self: next(asked, 2))
     args = [*TINY, "--threads", "2", "--steps", "6"]
     result = train(cli, "--name", "shared", *args)
     assert "step 2: other processes need the cores; 1 of 2 threads" in result.err
     events = log(tiny_copy, "shared", layout.EVENTS)
     assert [(e["step"], e["change"]["threads"]) for e in events] == [(2, 1), (4, 2)]
-    monkeypatch.setattr(Load, "threads", lambda self: 1)
+    monkeypatch.setattr(Contention, "threads", lambda self: 1)
     assert train(cli, "--name", "alone", *args, "--no-tune").code == 0
     assert not (tiny_copy / "runs/alone" / layout.EVENTS).exists()
 
@@ -246,6 +266,8 @@ def test_the_best_checkpoint_by_tests_that_pass(cli, tiny_copy, monkeypatch):
     real = train(cli, "--name", "code", *args)
     seen = [r["val_pass@1"] for r in log(tiny_copy, "code", layout.METRICS) if "val_loss" in r]
     assert real.code == 0 and len(seen) == 3 and set(seen) <= {0.0, 100.0}
+    assert cli("prove", "code", "--steps", "2").code == 77
+    assert cli("prove", "code", "--steps", "2", "--allow-code-execution").code == 0
     told = iter([False, True, False])
     monkeypatch.setattr(start, "verdicts_on", lambda *a: [Verdict(next(told), "", 0.0)])
     assert train(cli, "--name", "told", *args).code == 0
@@ -259,15 +281,19 @@ def test_the_dial_counts_tokens_whatever_batch_is_asked_for(cli, tiny_copy):
         training, length = config["training"], config["model"]["context_length"]
         tokens = training["steps"] * training["batch_size"] * length
         assert tokens == pytest.approx(2 * N_BLOCK, rel=0.05), flags
+    both = ("--arch", "encoder-decoder", "--size", "3M", "--name", "e", "--dry-run")
+    shape = ModelConfig(**json.loads(train(cli, *both).out)["model"])
+    inside = {n: s for n, s in parameters(shape).items() if ".blocks." in n}
+    assert sum(torch.Size(s).numel() for s in inside.values()) == pytest.approx(3e6, rel=0.1)
     said = train(cli, "--name", "d", "--from", "base", "--size", "1M")
     assert said.code == 2 and "--size is for new weights" in said.err
 
 
 def test_what_a_run_decided_is_no_reason_to_refuse_its_own_command(cli, tiny_copy, monkeypatch):
     """It gave a thread away; and the clock is given up by asking for steps."""
-    from lmcli.training.load import Load
+    from lmcli.training.contention import Contention
 
-    monkeypatch.setattr(Load, "threads", lambda self: 1)
+    monkeypatch.setattr(Contention, "threads", lambda self: 1)
     args = [*TINY, "--name", "own", "--threads", "2", "--steps", "4", "--save-every", "2"]
     assert train(cli, *args).code == 0
     assert log(tiny_copy, "own", layout.EVENTS)[0]["change"] == {"threads": 1}

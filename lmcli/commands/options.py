@@ -135,6 +135,11 @@ config_file_option = click.option(
     type=click.Path(path_type=Path),
     help="TOML file of settings; flags and LMCLI_* variables win over it.",
 )
+allow_code_execution = click.option(
+    "--allow-code-execution",
+    is_flag=True,
+    help="Run programs that the model writes, for --best-by pass@1, in a sandbox.",
+)
 exclude_option = click.option(
     "--exclude",
     multiple=True,

@@ -13,8 +13,9 @@ STEPS = "Steps to train again, at least; it starts at a checkpoint, or at step 0
 @click.command(short_help="Train the last steps of a run again and compare the bits.")
 @click.argument("run")
 @options.number("--steps", 100, STEPS, "K")
+@options.allow_code_execution
 @options.common
-def command(run: str, steps: int, root: Path, as_json: bool) -> None:
+def command(run: str, steps: int, allow_code_execution: bool, root: Path, as_json: bool) -> None:
     """Show that a run's newest checkpoint is what its config, data and seed give.
 
     The steps run in a copy. Weights, optimizer state and metrics must be equal bit for bit; exit
@@ -29,7 +30,7 @@ def command(run: str, steps: int, root: Path, as_json: bool) -> None:
     from lmcli import console
     from lmcli.runs.prove import prove
 
-    result = prove(root, run, steps)
+    result = prove(root, run, steps, allow_code_execution)
     if as_json:
         console.answer_json(result)
     elif result["same"]:

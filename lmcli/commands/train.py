@@ -26,8 +26,7 @@ def how(function: Callable[..., Any]) -> Callable[..., Any]:
     function = click.option("--profile", type=click.IntRange(0), metavar="N", default=0, help=text)(
         function
     )
-    text = "Run programs that the model writes, for --best-by pass@1, in a sandbox."
-    function = click.option("--allow-code-execution", is_flag=True, help=text)(function)
+    function = options.allow_code_execution(function)
     text = "Save and stop (exit code 75) before 3h55m, say, are over."
     return click.option("--max-time", metavar="TIME", help=text)(function)
 
@@ -83,8 +82,8 @@ def run_training(
         from lmcli.runs.config import Asked
         from lmcli.runs.start import train
 
-        how: dict[str, Any] = {"profile": profile, "allow_code_execution": allow_code_execution}
-        status = train(root, name, Asked(**asked, **how), stop, dry_run, force)
+        what = Asked(**asked, profile=profile, allow_code_execution=allow_code_execution)
+        status = train(root, name, what, stop, dry_run, force)
     if dry_run or as_json:
         console.answer(json.dumps(status, indent=2 if dry_run else None))
     else:

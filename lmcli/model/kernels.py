@@ -4,7 +4,6 @@ Shapes: N rows, B batch, H heads, T queries, S keys, D head dim. What is measure
 docs/benchmarks.md.
 """
 
-import functools
 from typing import Any
 
 import torch
@@ -68,7 +67,6 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.has_bias = bias is not None
         return F.linear(x, weight, bias)
 
     @staticmethod
@@ -138,7 +136,10 @@ def attend(
         if groups > 1:
             k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
         if mask is None:
-            bias = _causal(q.shape[2], k.shape[2]) if causal else q.new_zeros(())
+            bias = q.new_zeros(())
+            if causal:
+                shape, least = (q.shape[2], k.shape[2]), torch.finfo(q.dtype).min
+                bias = q.new_full(shape, least).triu_(1 + shape[1] - shape[0])
         else:
             bias = mask if mask.is_floating_point() else as_bias(mask, q.dtype)
         out: Tensor = _Attention.apply(q, k, v, bias, scale, dropout)  # type: ignore[no-untyped-call]
@@ -154,12 +155,6 @@ def as_bias(seen: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(
         ~seen, torch.finfo(dtype).min
     )
-
-
-@functools.lru_cache(4)
-def _causal(n_queries: int, n_keys: int) -> Tensor:
-    seen = torch.ones(n_queries, n_keys, dtype=torch.bool).tril_(n_keys - n_queries)
-    return as_bias(seen, torch.bfloat16)
 
 
 class _Attention(torch.autograd.Function):

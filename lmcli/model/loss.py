@@ -76,8 +76,10 @@ class _SummedNLL(torch.autograd.Function):
         n_vocab, learns = len(weight), any(ctx.needs_input_grad)
         total = rows.new_zeros((), dtype=torch.float32)
         grad_rows = torch.empty_like(rows) if learns else None
-        grad_weight = torch.zeros_like(weight) if learns else None
-        grad_bias = torch.zeros_like(bias) if learns and bias is not None else None
+        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        grad_bias = None
+        if bias is not None and ctx.needs_input_grad[2]:
+            grad_bias = torch.zeros_like(bias)
         # The mean of all logits, and its gradients, follow from the mean row of the weights.
         mean_weight = weight.mean(0) if smoothing else None
         mean_bias = 0.0 if bias is None or not smoothing else bias.mean()
@@ -96,7 +98,7 @@ class _SummedNLL(torch.autograd.Function):
                 total += (nats + smoothing * (wanted - mean[:, None])).sum()
             else:
                 total += nats.sum()
-            if grad_rows is None or grad_weight is None:
+            if grad_rows is None:
                 continue
             if z_loss:  # a factor so near to 1 that it is rounded only with what it multiplies
                 grad = (grad.float() * (1 + 2 * z_loss * (wanted + nats))).to(grad.dtype)
@@ -108,11 +110,12 @@ class _SummedNLL(torch.autograd.Function):
             torch.mm(grad, weight, out=grad_rows[start : start + step])
             if mean_weight is not None:
                 grad_rows[start : start + step].sub_(mean_weight, alpha=smoothing)
-            grad_weight.addmm_(grad.T, h)
-        if mean_weight is not None and grad_weight is not None:
+            if grad_weight is not None:
+                grad_weight.addmm_(grad.T, h)
+        if smoothing and grad_weight is not None:
             grad_weight.sub_(rows.sum(0), alpha=smoothing / n_vocab)
-            if grad_bias is not None:
-                grad_bias -= smoothing * len(rows) / n_vocab
+        if smoothing and grad_bias is not None:
+            grad_bias -= smoothing * len(rows) / n_vocab
         ctx.save_for_backward(grad_rows, grad_weight, grad_bias)
         return total
 

@@ -92,7 +92,7 @@ def pack(model: Transformer, quantize: str = "none") -> None:
 
     def packed(weight: Tensor, bias: Tensor | None) -> nn.Module:
         weight = weight.detach()
-        if quantize == "int4" and on_cpu and not weight.shape[1] % GROUP:
+        if quantize == "int4" and not weight.shape[1] % GROUP:
             return Int4(weight, bias)
         return Packed(weight, bias) if quantize == "none" else Int8(weight, bias)
 

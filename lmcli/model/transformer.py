@@ -152,7 +152,8 @@ class Stack(nn.Module):
         plain = cache is None
         keys = positions if key_positions is None else key_positions
         mask = self.mask(positions, keys, segments, padding, plain)
-        if cache is not None and mask is not None and not mask.is_floating_point():
+        here = cache is not None or x.dtype == torch.bfloat16
+        if here and mask is not None and not mask.is_floating_point():
             mask = as_bias(mask, x.dtype)  # once, and not in every layer
         rotary = None
         if self.config.position == "rope":
@@ -240,6 +241,8 @@ class Transformer(nn.Module):
             memory = self.memory(self.encode(source_ids, source_mask))
         memory_mask = source_mask[:, None, None, :] if source_mask is not None else None
         x = self.embed_tokens(input_ids, positions)
+        if memory_mask is not None and x.dtype == torch.bfloat16:
+            memory_mask = as_bias(memory_mask, x.dtype)
         return self.decoder(  # type: ignore[no-any-return]
             x, positions, segments, None, memory, memory_mask, cache, key_positions
         )

@@ -42,7 +42,7 @@ DECIDED = ("threads", "micro_batch_size", "compile", "budget")  # what a run its
 SHAPE = {f.name for f in dataclasses.fields(ModelConfig)}
 TUNING = {f.name for f in dataclasses.fields(TuningConfig)}
 RATIO = 20.0  # tokens per parameter (Hoffmann et al. 2022)
-WORTH_COMPILING = 900.0  # seconds
+WORTH_COMPILING, SMALL_STEP = 900.0, 2e10  # seconds of a run; operations of a step
 # Operations a second that are likely reached, by device and precision.
 RATES = {("cpu", "float32"): 1.5e11, ("cpu", "bfloat16"): 7e11, ("cuda", "bfloat16"): 2e14}
 RATES |= {("cuda", "float32"): 3e13, ("mps", "float32"): 2e12, ("mps", "bfloat16"): 2e12}
@@ -226,7 +226,7 @@ def plan(root: Path, asked: Asked) -> tuple[RunConfig, Dataset, Begin | None]:
             raise UsageError("--ratio is tokens per parameter of --size")
         base, usual = preset(asked.preset or "nano"), TRAINING.get(asked.preset or "", {})
         if size is not None:
-            base, usual = sized(size, ratio or RATIO)
+            base, usual = sized(size, ratio or RATIO, given.get("arch") == "encoder-decoder")
             tokens = usual["steps"] * usual["batch_size"] * base.context_length
         model = shape(base, given)
     else:
@@ -308,17 +308,21 @@ def _for_pairs(
 def pays_to_compile(
     model: ModelConfig, training: TrainingConfig, machine: precision.Machine, tokens: int
 ) -> bool:
-    """Whether a run of windows is so long that a few percent are worth half a minute.
+    """Whether a run of windows is so long that a tenth is worth most of a minute: on a CPU of a
+    small model only, as large ones do not gain (docs/benchmarks.md).
 
     It is guessed from its arithmetic, so that the same command decides the same on one machine.
     """
     layers, width = model.n_layers + model.n_encoder_layers, model.d_model
     weights = width * (layers * (4 * width + 2 * model.d_ff) + model.vocab_size)
-    seconds = 6 * weights * tokens * training.steps / RATES[machine.device, machine.dtype]
+    step = 6 * weights * tokens
+    seconds = step * training.steps / RATES[machine.device, machine.dtype]
     if training.budget is not None:
         seconds = parse_duration(training.budget)
-    there = machine.device == "cuda" or bool(shutil.which(os.environ.get("CXX", "g++")))
-    return there and seconds > WORTH_COMPILING
+    gains = machine.device == "cuda" or (
+        step < SMALL_STEP and shutil.which(os.environ.get("CXX", "g++")) is not None
+    )
+    return gains and seconds > WORTH_COMPILING
 
 
 def shape(base: ModelConfig | str, given: dict[str, Any]) -> ModelConfig:
@@ -352,10 +356,10 @@ def changes(stored: RunConfig, current: TrainingConfig, asked: Asked) -> dict[st
             "choose another --name"
         )
     wanted = dict(asked.given)
-    size, ratio = wanted.pop("size", None), wanted.pop("ratio", None)
+    size, _ = wanted.pop("size", None), wanted.pop("ratio", None)
     base = preset(asked.preset) if asked.preset is not None else None
     if size is not None:
-        base, _ = sized(size, ratio or RATIO)
+        base, _ = sized(size, RATIO, stored.model.arch == "encoder-decoder")
     if base is not None:
         model = shape(base, wanted).resolved(stored.model.vocab_size)
         wanted |= dataclasses.asdict(model)

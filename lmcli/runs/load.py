@@ -117,6 +117,8 @@ def load(
     manifest.read(run, "run", hashes=True)
     config = RunConfig.read(run)
     machine = precision.resolve(device, dtype, 0, exact=True)
+    if quantize == "int4" and machine.device != "cpu":
+        raise UsageError("--quantize int4 is for CPUs so far; int8 is for all devices")
     precision.prepare(machine)
     shapes = parameters(config.model)
     while True:

@@ -11,7 +11,9 @@ from lmcli.signals import StopRequest
 from lmcli.training import checkpoint, events
 
 
-def prove(root: Path, reference: str, steps: int) -> dict[str, Any]:
+def prove(
+    root: Path, reference: str, steps: int, allow_code_execution: bool = False
+) -> dict[str, Any]:
     """Trains the last steps of a run again, in a copy, and compares what came out, bit for bit.
 
     Starts at the newest checkpoint at least `steps` before the last one, or at the start of the
@@ -42,7 +44,7 @@ def prove(root: Path, reference: str, steps: int) -> dict[str, Any]:
             for kept in {found[0], layout.checkpoint(run, 0)} if found else ():
                 for path in kept.glob("*"):
                     files.copy(path, copy / layout.CHECKPOINTS / kept.name / path.name)
-            trainer = open_trainer(root, copy, Asked())
+            trainer = open_trainer(root, copy, Asked(allow_code_execution=allow_code_execution))
             assert trainer is not None
             trainer.fit(StopRequest(), until=state.step)
             again = layout.checkpoint(copy, state.step)

@@ -56,10 +56,8 @@ def measure(root: Path, asked: Asked, n_steps: int = 12) -> tuple[float, int]:
     model.init_weights(0)
     model.to(machine.device)
     batches = config.batches(dataset, Tokenizer.load(dataset.path / layout.TOKENIZER))
-    optimizer, working = (
-        Optimizer(model, training),
-        Working(model, machine, False, training.recompute),
-    )
+    optimizer = Optimizer(model, training)
+    working = Working(model, machine, recompute=training.recompute)
     took, tokens = [], 0
     for step in range(n_steps):
         began = time.perf_counter()
@@ -75,9 +73,9 @@ def measure(root: Path, asked: Asked, n_steps: int = 12) -> tuple[float, int]:
 def fit_budget(root: Path, asked: Asked) -> Asked:
     """With steps, and a size where no shape is given, that a new run's `budget` allows here.
 
-    Of the sizes that can see `BUDGET_RATIO` tokens per parameter in time the largest is taken
-    (docs/recipes.md), each measured by a few steps; batch and warm-up are those of the tokens that
-    will be seen.
+    Of the sizes that can see `ratio` (or `BUDGET_RATIO`) tokens per parameter in time the largest
+    is taken (docs/recipes.md), each measured by a few steps; batch and warm-up are those of the
+    tokens that will be seen.
     """
     given = asked.given
     if given.get("budget") is None or "steps" in given or asked.data is None:
@@ -85,17 +83,18 @@ def fit_budget(root: Path, asked: Asked) -> Asked:
     seconds = parse_duration(given["budget"])
     by_size = not (asked.preset or asked.origin or given.keys() & SHAPE)
     free = by_size and "size" not in given
-    size, ratio, sized = given.get("size") or 8 * N_BLOCK, given.get("ratio") or RATIO, given
+    wanted = given.get("ratio") or BUDGET_RATIO
+    size, ratio, sized = given.get("size") or 8 * N_BLOCK, RATIO, given
     for _ in range(9):
         sized = given | {"size": size, "ratio": ratio} if by_size else given
         rate, tokens = measure(root, dataclasses.replace(asked, given=sized, measured=True))
         steps = max(1, int(0.95 * seconds / rate))
         before, ratio, k = ratio, steps * tokens / size, (size / N_BLOCK) ** (1 / 3)
         # Both the parameters and the time of a token go with k^3.
-        most = int(k * (ratio / BUDGET_RATIO) ** (1 / 6)) if free else 0
+        most = int(k * (ratio / wanted) ** (1 / 6)) if free else 0
         if most > round(k):
             size = N_BLOCK * most**3
-        elif not by_size or "ratio" in given or 0.5 < ratio / before < 2:
+        elif not by_size or 0.5 < ratio / before < 2:
             break
     console.say(f"a step takes {rate:.2f} s here: about {steps:,} steps in {given['budget']}")
     found = paced(steps) | sized | {"steps": steps}

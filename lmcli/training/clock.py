@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from lmcli import console
-from lmcli.config.training import TrainingConfig
 from lmcli.config.units import show_count
 from lmcli.model.transformer import Transformer
 from lmcli.training.precision import Machine
@@ -20,15 +19,10 @@ WARM = 3  # steps that a profile leaves out
 class Clock:
     """Times this session of a run; without a model it only counts the parts of a step."""
 
-    def __init__(
-        self,
-        model: Transformer | None = None,
-        machine: Machine | None = None,
-        config: TrainingConfig | None = None,
-    ) -> None:
+    def __init__(self, model: Transformer | None = None, machine: Machine | None = None) -> None:
         self.model, self.machine = model, machine
         self.parts: defaultdict[str, float] = defaultdict(float)
-        self.began = self.first = time.monotonic()
+        self.first = time.monotonic()
         self.steps = self.tokens = 0
         self.flops, self.peak = 0.0, 0.0
         self._profiler: Any = None
@@ -97,11 +91,16 @@ class Clock:
         return f"{show_count(self.rate)} tok/s{used}"
 
     @contextlib.contextmanager
-    def profiling(self, steps: int, path: Path) -> Iterator[None]:
-        """Writes a Chrome trace of some steps to `path` and says where their time went."""
+    def profiling(self, steps: int, path: Path, left: int) -> Iterator[None]:
+        """Writes a Chrome trace of some of the steps that are `left` to `path` and says where their
+        time went."""
         if not steps:
             yield
             return
+        if left < WARM + 1 + steps:
+            console.warn(
+                f"--profile {steps} leaves out {WARM + 1} steps first, and {left} are left"
+            )
         from torch import profiler
 
         def ready(done: Any) -> None:

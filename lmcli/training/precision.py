@@ -1,9 +1,12 @@
 """Which device, precision and threads: chosen once, before step 1, and stored in the run."""
 
+import atexit
 import contextlib
 import copy
 import ctypes
 import os
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,12 +31,6 @@ class Machine:
     dtype: str
     threads: int
     why: str
-
-    def working(self, model: Transformer) -> Transformer:
-        """The model in the precision of compute: itself, or a copy."""
-        if self.dtype == "float32":
-            return model
-        return copy.deepcopy(model).to(getattr(torch, self.dtype))
 
     def matmul_peak(self) -> float:
         """Operations a second of the best of some large matrix products in this precision."""
@@ -77,7 +74,9 @@ class Working:
     def __init__(
         self, model: Transformer, machine: Machine, compiled: bool = False, recompute: bool = False
     ) -> None:
-        self.master, self.model = model, machine.working(model)
+        self.master = self.model = model
+        if machine.dtype != "float32":
+            self.model = copy.deepcopy(model).to(getattr(torch, machine.dtype))
         self.pairs = list(zip(model.parameters(), self.model.parameters(), strict=True))
         self.learn = [(m, w) for m, w in self.pairs if m.requires_grad]
         for stack in filter(None, (self.model.encoder, self.model.decoder)):
@@ -85,7 +84,7 @@ class Working:
         apart = self.learn if self.model is not model else []
         self.grads = [torch.empty_like(master) for master, _ in apart]
         self.compiled = compiled
-        self.forward: Callable[..., Tensor] = torch.compile(self.model) if compiled else self.model
+        self.forward: Callable[..., Tensor] = compiled_model(self.model) if compiled else self.model
 
     @torch.no_grad()
     def refresh(self, frozen: bool = False) -> None:
@@ -127,6 +126,22 @@ class Working:
                 master.grad = self.grads[i]
                 master.grad.copy_(working.grad)
             working.grad = None
+
+
+def compiled_model(model: Transformer) -> Callable[..., Tensor]:
+    """torch.compile that reads nothing from disk: its caches are pickles, and libraries in a folder
+    whose name anyone can guess. It compiles anew in each process, in a folder of its own."""
+    from torch._dynamo import config as dynamo
+    from torch._functorch import config as functorch
+    from torch._inductor import config as inductor
+
+    inductor.fx_graph_cache = inductor.fx_graph_remote_cache = False
+    functorch.enable_autograd_cache = dynamo.automatic_dynamic_local_pgo = False
+    inductor.compile_threads = 1  # in this process: others would be talked to in pickles
+    folder = tempfile.mkdtemp(prefix="lmcli-compile-")  # for this user alone
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+    return torch.compile(model)
 
 
 def compiler_failed(error: Exception) -> bool:

@@ -36,8 +36,8 @@ from lmcli.signals import StopRequest
 from lmcli.training import checkpoint, events, health
 from lmcli.training.checkpoint import State
 from lmcli.training.clock import Clock
+from lmcli.training.contention import Contention
 from lmcli.training.health import Verdict
-from lmcli.training.load import Load
 from lmcli.training.optimizers import Optimizer
 from lmcli.training.precision import Machine, Working, compiler_failed
 from lmcli.training.schedules import lr_factor
@@ -78,8 +78,8 @@ class Trainer:
             self._replay(event)
         self.perf = files.Log(run / layout.PERF)
         self.state = checkpoint.START
-        self.clock, self.profile = Clock(model, machine, config), profile
-        self.load = Load(config.threads, self.config.threads)
+        self.clock, self.profile = Clock(model, machine), profile
+        self.contention = Contention(config.threads, self.config.threads)
 
     @property
     def config(self) -> TrainingConfig:
@@ -138,7 +138,8 @@ class Trainer:
         """
         self._status("running", None, "")
         try:
-            with self.clock.profiling(self.profile, Path(f"{self.run.name}.trace.json")):
+            trace, left = Path(f"{self.run.name}.trace.json"), self.config.steps - self.state.step
+            with self.clock.profiling(self.profile, trace, left):
                 self._loop(stop, until)
         except BaseException as error:
             kind = "interrupted" if isinstance(error, Interrupted) else "failed"
@@ -211,11 +212,11 @@ class Trainer:
         """Fewer threads while other processes need the cores; decided, since bits depend on it."""
         if self.machine.device != "cpu" or not self.config.tune:
             return
-        threads, now = self.load.threads(), self.config.threads
+        threads, now = self.contention.threads(), self.config.threads
         if threads != now and step < self.config.steps:
             self.decide({"step": step, "change": {"threads": threads}})
             why = "other processes need the cores" if threads < now else "the cores are free again"
-            progress.say(f"step {step}: {why}; {threads} of {self.load.wanted} threads")
+            progress.say(f"step {step}: {why}; {threads} of {self.contention.wanted} threads")
 
     def _step(self, step: int, progress: console.Progress) -> dict[str, Any] | None:
         """Takes one step, skips its update, or goes back to a checkpoint and returns None."""
@@ -283,6 +284,7 @@ class Trainer:
                     console.warn(
                         f"torch.compile failed, going on without it: {error}".split("\n")[0]
                     )
+                    self.optimizer.zero_grad()
                     self.working = Working(self.model, self.machine, False, config.recompute)
                     self.working.refresh(frozen=True)
                     continue

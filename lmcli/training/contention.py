@@ -12,7 +12,7 @@ PATIENCE = 2.0  # seconds that are looked at together
 GIVE_WAY, COME_BACK = 0.5, 0.15  # cores' worth of others' work
 
 
-class Load:
+class Contention:
     """Linux only: elsewhere `threads` always answers what is wanted."""
 
     def __init__(self, wanted: int, now: int) -> None:
