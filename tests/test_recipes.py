@@ -84,7 +84,7 @@ def test_a_budget_ends_on_the_clock_and_the_rate_with_it(cli, tiny_copy, monkeyp
 
 def test_a_budget_is_a_duration(cli, tiny_copy):
     result = train(cli, "--name", "x", "--budget", "10")
-    assert result.code == 2 and "not a duration" in result.err
+    assert result.code == 2 and "--budget: '10' is not a duration" in result.err
 
 
 def test_a_running_mean_is_what_is_used(cli, tiny_copy):
@@ -261,6 +261,8 @@ def test_the_best_checkpoint_by_tests_that_pass(cli, tiny_copy, monkeypatch):
     args = [*TINY, "--best-by", "pass@1", "--problems", "problems.jsonl", "--steps", "6"]
     refused = train(cli, "--name", "code", *args)
     assert refused.code == 77 and "allow it by --allow-code-execution" in refused.err
+    missing = train(cli, "--name", "code", *args[:-4], "--problems", "no", "--allow-code-execution")
+    assert missing.code == 66 and not (tiny_copy / "runs/code").exists()
     assert train(cli, "--name", "x", *TINY, "--best-by", "pass@1").code == 2
     args += ["--eval-every", "2", "--save-every", "2", "--allow-code-execution"]
     real = train(cli, "--name", "code", *args)

@@ -142,6 +142,9 @@ class TrainingConfig:
         if (self.best_by == "pass@1") != (self.problems is not None):
             raise UsageError("--best-by pass@1 and --problems FILE go together")
         if self.budget is not None:
-            seconds = parse_duration(self.budget)
+            try:
+                seconds = parse_duration(self.budget)
+            except UsageError as error:
+                raise UsageError(f"--budget: {error}") from None
             if not 1 <= seconds <= 1e9:
                 raise UsageError(f"--budget {self.budget} must be from 1s to some years")

@@ -35,7 +35,7 @@ from lmcli.model.presets import N_BLOCK, paced
 from lmcli.model.transformer import Transformer, Unset
 from lmcli.runs.config import RATIO, SHAPE, Asked, RunConfig, changes, parameters, plan
 from lmcli.signals import StopRequest
-from lmcli.text.segments import read
+from lmcli.text.segments import Source, read
 from lmcli.text.tokenizer import Tokenizer
 from lmcli.training import checkpoint, events, precision
 from lmcli.training.optimizers import Optimizer
@@ -80,6 +80,7 @@ def fit_budget(root: Path, asked: Asked) -> Asked:
     given = asked.given
     if given.get("budget") is None or "steps" in given or asked.data is None:
         return asked
+    TrainingConfig(budget=given["budget"])  # whether it is one
     seconds = parse_duration(given["budget"])
     by_size = not (asked.preset or asked.origin or given.keys() & SHAPE)
     free = by_size and "size" not in given
@@ -107,6 +108,7 @@ Planned = tuple[RunConfig, bytes, dict[str, str], dict[str, Tensor] | None]
 def new(root: Path, asked: Asked) -> Planned:
     """What `create` needs of a new run whose dataset holds at least one batch."""
     config, dataset, begin = plan(root, fit_budget(root, asked))
+    _problems(config.training, asked)  # refused before there is a run
     config.batches(dataset, Tokenizer.load(dataset.path / layout.TOKENIZER))
     parents = {"dataset": dataset.manifest.id, **dataset.manifest.parents}
     weights = None
@@ -238,7 +240,7 @@ def open_trainer(root: Path, run: Path, asked: Asked) -> Trainer | None:
         batches if machine.device == "cpu" else Ahead(batches),
         stored.training,
         machine,
-        validation(stored, dataset, tokenizer, current, asked.allow_code_execution),
+        validation(stored, dataset, tokenizer, current, _problems(current, asked)),
         asked.profile,
     )
     trainer.restore(found)
@@ -265,12 +267,21 @@ def open_trainer(root: Path, run: Path, asked: Asked) -> Trainer | None:
     return trainer
 
 
+def _problems(training: TrainingConfig, asked: Asked) -> Source | None:
+    """What `best_by` pass@1 tests with; RefusedError unless the user allows it this time."""
+    if training.problems is None:
+        return None
+    if not asked.allow_code_execution:
+        raise RefusedError("pass@1 runs what a model wrote; allow it by --allow-code-execution")
+    return read(training.problems, "test")
+
+
 def validation(
     stored: RunConfig,
     dataset: Dataset,
     tokenizer: Tokenizer,
     training: TrainingConfig,
-    allow_code_execution: bool,
+    problems: Source | None,
 ) -> Evaluate | None:
     """The one evaluation function, bound to the val split; None where there is none."""
     store = dataset.splits.get("val")
@@ -281,11 +292,6 @@ def validation(
     scorer = SplitScorer(store, tokenizer, stored.model, config, reader)
     metric = training.best_by if training.best_by != "loss" else None
     prompt, template = training.eval_prompt, stored.template(tokenizer)
-    problems = None
-    if training.problems is not None:
-        if not allow_code_execution:
-            raise RefusedError("pass@1 runs what a model wrote; allow it by --allow-code-execution")
-        problems = read(training.problems, "test")
 
     def write(engine: Engine, prompts: list[str], how: GenerationConfig) -> list[str]:
         ids = [tokenizer.encode(text) for text in prompts]
