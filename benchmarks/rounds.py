@@ -1,20 +1,37 @@
 """Programs measured side by side: each in a process of its own that waits while others run."""
 
+import argparse
 import json
 import resource
 import statistics
 import subprocess
 import sys
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from lmcli.training.precision import usable_cores
 
 _answers: Any = sys.stdout
 
 
-def quietly() -> None:
-    """In a child: what the program prints is no answer."""
+def arguments(about: str | None, seconds: float, **own: str) -> argparse.Namespace:
+    """Options of a comparison: its `own` ones with their defaults, and those of all.
+
+    In a child what the program prints is no answer.
+    """
     global _answers
-    _answers, sys.stdout = sys.stdout, sys.stderr
+    parser = argparse.ArgumentParser(description=(about or "").split("\n")[0])
+    for name, default in own.items():
+        parser.add_argument(f"--{name}", default=default)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=seconds, help="of each in a round")
+    parser.add_argument("--threads", type=int, default=usable_cores())
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        _answers, sys.stdout = sys.stdout, sys.stderr
+    return args
 
 
 def compare(
@@ -65,6 +82,13 @@ class Clock:
             print(json.dumps({"rate": rate, "peak": peak}), file=_answers, flush=True)
         self.wanted = float(input())
         self.done, self.began = 0, time.perf_counter()
+
+
+def serve(step: Callable[[], object], clock: Clock) -> NoReturn:
+    """A child's life: steps for as long as it is told."""
+    while True:
+        step()
+        clock.stepped()
 
 
 def spread(values: list[float], form: str = "{:.2f}") -> str:

@@ -12,14 +12,14 @@ reading all weights once a token at the measured bandwidth allows (task `one`).
 llama.cpp takes part where llama-cpp-python and gguf are installed.
 """
 
-import argparse
+import importlib.util
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rounds import Clock, compare, quietly, spread
+from rounds import Clock, arguments, compare, serve, spread
 
 LAYERS, HEADS, WIDTH, CONTEXT, VOCABULARY = 12, 12, 768, 1024, 50304
 BATCH = 16
@@ -200,30 +200,16 @@ def child(name: str, task: str, threads: int) -> None:
     program, _, dtype = name.partition("-")
     jobs = work(task)
     step = {"lmcli": lmcli, "generate": generate, "llama": llama}[program](dtype, jobs, threads)
-    clock = Clock(sum(new for _, new in jobs), 3 if task == "one" else 1)
-    while True:
-        step()
-        clock.stepped()
+    warm = 3 if task == "one" else 1  # the others take half a minute
+    serve(step, Clock(sum(new for _, new in jobs), warm))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--tasks", default="one,mixed,equal16,equal64")
-    parser.add_argument("--rivals", default="", help="instead of all")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=6.0)
-    parser.add_argument("--threads", type=int, default=0, help="0: all cores")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = arguments(__doc__, 6.0, tasks="one,mixed,equal16,equal64", rivals="")
+    threads = args.threads
     if args.child:
-        quietly()
-        child(args.child, args.tasks, args.threads)
+        child(args.child, args.tasks, threads)
         return
-    import importlib.util
-
-    from lmcli.training.precision import usable_cores
-
-    threads = args.threads or usable_cores()
     for task in args.tasks.split(","):
         names = (args.rivals or RIVALS[task]).split(",")
         if task == "one" and not args.rivals and importlib.util.find_spec("llama_cpp"):

@@ -14,13 +14,12 @@ the share that lmcli reaches of what the matrix products of its step alone allow
 of inputs and of weights, each in the faster of bfloat16 and float32, measured in the same round.
 """
 
-import argparse
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from rounds import Clock, compare, quietly, spread
+from rounds import Clock, arguments, compare, serve, spread
 
 SHAPES = {  # layers, heads, width, context, batch, vocabulary
     "a": (4, 4, 128, 64, 12, 65),
@@ -204,29 +203,16 @@ def child(name: str, shape: str, threads: int, checkout: str) -> None:
     else:
         step = lmcli(shape, threads, dropout, compile=compiled)
     _, _, _, context, batch, _ = SHAPES[shape]
-    clock = Clock(batch * context)
-    while True:
-        step()
-        clock.stepped()
+    serve(step, Clock(batch * context))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--nanogpt", default="", help="checkout of nanoGPT")
-    parser.add_argument("--shapes", default="a,b,c")
-    parser.add_argument("--rivals", default="lmcli-compiled,nanogpt,nanogpt-tuned,trainer,matmuls")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=8.0)
-    parser.add_argument("--threads", type=int, default=0, help="0: all cores")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    rivals = "lmcli-compiled,nanogpt,nanogpt-tuned,trainer,matmuls"
+    args = arguments(__doc__, 8.0, nanogpt="", shapes="a,b,c", rivals=rivals)
+    threads = args.threads
     if args.child:
-        quietly()
-        child(args.child, args.shapes, args.threads, args.nanogpt)
+        child(args.child, args.shapes, threads, args.nanogpt)
         return
-    from lmcli.training.precision import usable_cores
-
-    threads = args.threads or usable_cores()
     for shape in args.shapes.split(","):
         names = ["lmcli", *args.rivals.split(",")]
         rates, peaks = compare(
