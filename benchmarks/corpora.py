@@ -12,12 +12,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lmcli.commands.quickstart import MODEL as SHAPE
-
 CORPORA = {
     "wikitext-2": {
         "files": ["wikitext-2/train.txt", "--val", "wikitext-2/valid.txt", "--test-fraction", "0"],
-        "vocab": 4096,
+        "vocab": 8192,
         "split": "val",
         "prompts": ["The history of the city", "In 1998 , the band"],
     },
@@ -71,18 +69,16 @@ def main() -> None:
     text = files[:1]
     lmcli("tokenizer", "train", *text, "--name", name, "--vocab-size", recipe["vocab"])
     lmcli("data", "build", *files, "--tokenizer", name, "--name", name)
-    from lmcli.runs.start import measure
-
-    seconds = measure(options.artifacts, name, SHAPE, n_steps=20)
-    steps = int(60 * options.minutes / seconds)
-    flags = [w for k, v in SHAPE.items() for w in ("--" + k.replace("_", "-"), v)]
-    every = ["--eval-every", max(1, steps // 15), "--eval-tokens", 16384]
-    every += ["--save-every", max(1, steps // 10)]
-    lmcli("train", "--data", name, "--name", name, *flags, "--steps", steps, *every)
+    budget = f"{round(60 * options.minutes)}s"
+    lmcli("train", "--data", name, "--name", name, "--budget", budget, "--eval-tokens", 16384)
     run = options.artifacts / "runs" / name
     perf = [json.loads(line) for line in (run / "perf.jsonl").read_text().splitlines()]
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-2])
-    print(f"\n{name}: {steps} steps, {last['tokens']:,} tokens, {perf[-1]['seconds']:.0f} s")
+    shape = json.loads((run / "config.json").read_text())["model"]
+    print(
+        f"\n{name}: {shape['n_layers']} layers of {shape['d_model']}, {last['step']:,} steps, "
+        f"{last['tokens']:,} tokens, {perf[-1]['seconds']:.0f} s"
+    )
     print(lmcli("eval", name, "--split", recipe["split"]))
     for prompt in recipe["prompts"]:
         flags = ["--max-new-tokens", 80, "--temperature", 0.8, "--echo"]

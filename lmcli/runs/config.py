@@ -205,9 +205,9 @@ def check_tokenizer(run: Path, data: str, dataset: Dataset) -> None:
 Begin = tuple[RunConfig, list[Path]]  # the run that a new one begins with, and its checkpoints
 
 
-def plan(root: Path, asked: Asked) -> tuple[RunConfig, Dataset, Begin | None]:
-    """A new run's config from what the user gave, everything automatic already resolved; its
-    dataset; and what it begins with, if anything."""
+def plan(root: Path, asked: Asked, say: bool = True) -> tuple[RunConfig, Dataset, Begin | None]:
+    """A new run's config from what the user gave, everything automatic already resolved, which it
+    says; its dataset; and what it begins with, if anything."""
     if asked.data is None:
         raise UsageError("--data names the dataset of a new run; build one: lmcli data build")
     data, given, begin, origin, tokens = asked.data, asked.given, None, {}, 0
@@ -281,7 +281,8 @@ def plan(root: Path, asked: Asked) -> tuple[RunConfig, Dataset, Begin | None]:
         keep_last=max(training.keep_last, training.average_last),
     )
     how = f"{machine.device}, {machine.dtype}, {machine.threads} threads, compile {compiled}"
-    console.say(f"{how}: {machine.why}")
+    if say:
+        console.say(f"{how}: {machine.why}")
     named = {"name": data, "id": dataset.manifest.id}
     return RunConfig(model, training, named, origin, tuning), dataset, begin
 

@@ -48,7 +48,7 @@ BUDGET_RATIO = 2.0  # tokens per parameter that a run by the clock should see
 
 def measure(root: Path, asked: Asked, n_steps: int = 12) -> tuple[float, int]:
     """Seconds and tokens of a training step here, by a few steps that are thrown away."""
-    config, dataset, _ = plan(root, asked)
+    config, dataset, _ = plan(root, asked, say=False)
     training = config.training
     machine = precision.resolve(training.device, training.dtype, training.threads)
     precision.prepare(machine, training.tune)
@@ -88,7 +88,7 @@ def fit_budget(root: Path, asked: Asked) -> Asked:
     size, ratio, sized = given.get("size") or 8 * N_BLOCK, RATIO, given
     for _ in range(9):
         sized = given | {"size": size, "ratio": ratio} if by_size else given
-        rate, tokens = measure(root, dataclasses.replace(asked, given=sized, measured=True))
+        rate, tokens = measure(root, dataclasses.replace(asked, given=sized))
         steps = max(1, int(0.95 * seconds / rate))
         before, ratio, k = ratio, steps * tokens / size, (size / N_BLOCK) ** (1 / 3)
         # Both the parameters and the time of a token go with k^3.
