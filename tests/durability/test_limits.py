@@ -16,6 +16,14 @@ pytestmark = pytest.mark.durability
 LINE = ["train", "--data", "corpus", "--name", "base", *SHAPE, "--steps", "3"]
 LINE += ["--save-every", "1", "--log-every", "1", "--keep-last", "1"]
 LARGE = ["--d-model", "128", "--n-heads", "4"]  # a checkpoint of 3 MB
+WIDE = [
+    "--d-model",
+    "32",
+    "--n-heads",
+    "2",
+    "--d-ff",
+    "65536",
+]  # 375 MiB for 3,000 tokens in bfloat16
 # Root may write everywhere unless it gives that up.
 PLAIN_USER = """
 import ctypes
@@ -140,7 +148,7 @@ resource.setrlimit(resource.RLIMIT_AS, (size + 200 * 2**20,) * 2)
     ("shape", "code", "says"),
     [
         (["--context-length", "1024", "--batch-size", "32"], 0, "sequences per forward pass"),
-        (["--context-length", "3000", "--batch-size", "1", "--d-ff", "8192"], 71, "out of memory"),
+        (["--context-length", "3000", "--batch-size", "1", *WIDE], 71, "out of memory"),
     ],
 )
 def test_memory(stage, root, shape, code, says):
