@@ -3,6 +3,7 @@
 #
 #     LMCLI_TEST_DATA=... benchmarks/multi30k.sh de                    one run, of SEED=1
 #     LMCLI_TEST_DATA=... SEEDS="1 2 3" benchmarks/multi30k.sh fr      three, and their mean
+#     LMCLI_TEST_DATA=... ARCH=decoder benchmarks/multi30k.sh de       a decoder of as many parameters
 #
 # All text is lower-cased, its punctuation normalised, and tokenized without escapes by sacremoses,
 # which gets an environment of its own. The same translations are scored twice:
@@ -21,7 +22,10 @@ lmcli() { "${PYTHON:-python}" -m lmcli "$@"; }
 # ---- the recipe: the Transformer-Tiny of Wu et al. 2021, "Good for Misconceived Reasons" ---------
 vocab_size=10000
 # The published shape; norms before the sublayers, and Muon, which needs fewer steps than AdamW.
-model="--preset transformer-tiny --norm-position pre"
+tiny="--preset transformer-tiny --norm-position pre"
+# Ten blocks have the parameters of four of an encoder and four of a decoder.
+decoder="--n-layers 10 --d-model 128 --n-heads 4 --d-ff 256 --tie-embeddings --dropout 0.3
+    --label-smoothing 0.1"
 training="--batch-tokens 4096 --steps 5000 --optimizer muon --lr 0.02 --weight-decay 0.1
     --schedule linear --warmup-steps 50"
 validation="--eval-every 250 --eval-tokens 0 --save-every 250"
@@ -63,8 +67,9 @@ lmcli data build --tokenizer joint --name pairs --on-error skip \
     --val-source "$in/val.en" --val-target "$in/val.$target" \
     --test-source "$in/test_2016_flickr.en" --test-target "$in/test_2016_flickr.$target"
 
+case ${ARCH-} in decoder) name=decoder model=$decoder ;; *) name=tiny model=$tiny ;; esac
 for seed in ${SEEDS:-${SEED:-1}}; do
-    run="tiny-$seed"
+    run="$name-$seed"
     # shellcheck disable=SC2086 # flags are words
     lmcli train --data pairs --name "$run" $model $training $validation --seed "$seed"
     # shellcheck disable=SC2086
@@ -76,18 +81,18 @@ for seed in ${SEEDS:-${SEED:-1}}; do
         --metric bleu --tokenize 13a --lowercase --json >"$work/$run.detokenized.json"
 done
 
-"$moses" - "$work" ${SEEDS:-${SEED:-1}} <<'PYTHON'
+"$moses" - "$work" "$name" ${SEEDS:-${SEED:-1}} <<'PYTHON'
 import json, sys
 from importlib.metadata import version
 from pathlib import Path
 
-work, seeds = Path(sys.argv[1]), sys.argv[2:]
+work, run, seeds = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
 for name in ("tokenized", "detokenized"):
-    made = [json.loads((work / f"tiny-{s}.{name}.json").read_text())["scores"][0] for s in seeds]
+    made = [json.loads((work / f"{run}-{s}.{name}.json").read_text())["scores"][0] for s in seeds]
     values = [score["value"] for score in made]
     each = " ".join(f"{value:.2f}" for value in values)
     print(f"{name}: BLEU {sum(values) / len(values):.2f} ({each})  {made[0]['signature']}")
-perf = [(work / f"runs/tiny-{seed}/perf.jsonl").read_text().splitlines() for seed in seeds]
+perf = [(work / f"runs/{run}-{seed}/perf.jsonl").read_text().splitlines() for seed in seeds]
 minutes = " ".join(f"{json.loads(lines[-1])['seconds'] / 60:.1f}" for lines in perf)
 print(f"minutes of training with validation: {minutes}; seeds {' '.join(seeds)}")
 print(f"sacremoses {version('sacremoses')}, Python {sys.version.split()[0]}")
