@@ -34,7 +34,7 @@ en-zh)
     lmcli tokenizer train "$text/en" "$text/zh" --name $task --vocab-size 8000
     lmcli data build --source "$text/en" --target "$text/zh" --tokenizer $task --name $task \
         --drop-duplicates
-    lmcli train --data $task --name $task $shape $training --steps 3000 --task translation
+    lmcli train --data $task --name $task $shape $training --steps 2000 --task translation
     measure="-m bleu -m chrf --tokenize zh"
     ;;
 java-cs)
@@ -45,7 +45,7 @@ java-cs)
     lmcli data build --source "$java" --target "$cs" --test-source "$valid.java" \
         --test-target "$valid.cs" --tokenizer $task --name $task --max-source-length 510 \
         --max-target-length 510 --on-error skip
-    lmcli train --data $task --name $task $shape $training --steps 3000 --context-length 512
+    lmcli train --data $task --name $task $shape $training --steps 2000 --context-length 512
     measure="-m bleu -m exact_match"
     ;;
 titles)
