@@ -48,13 +48,6 @@ class Chat:
         turns = {role: text.partition("{content}") for role, text in template.items()}
         self._turns = {role: (literal(a), literal(b)) for role, (a, _, b) in turns.items()}
 
-    def turn(self, role: str, content: str) -> tuple[Side, Side]:
-        """What stands before a turn's content, and the content with what follows it."""
-        if role not in self._turns:
-            raise DataError(f"no role {role!r} in the chat template, only {', '.join(self._turns)}")
-        head, tail = self._turns[role]
-        return head, [content, *tail]
-
     def replies(self, messages: Any, where: str) -> Iterator[tuple[Side, Side]]:
         """(everything before it, the reply) for each turn of the assistant.
 
@@ -66,11 +59,11 @@ class Chat:
         said = False
         for message in messages:
             role, content = (field_of(message, k, "messages", where) for k in ("role", "content"))
-            try:
-                head, tail = self.turn(role, content)
-            except DataError as error:
-                raise DataError(f"{where}: {error}") from None
-            before = before + head
+            if role not in self._turns:
+                known = ", ".join(self._turns)
+                raise DataError(f"{where}: no role {role!r} in the chat template, only {known}")
+            head, tail = self._turns[role]
+            before, turn = before + head, [content, *tail]
             if role == "assistant":
-                yield (before, tail) if said and content.strip() else ([], [])
-            before, said = before + tail, said or bool(content.strip())
+                yield (before, turn) if said and content.strip() else ([], [])
+            before, said = before + turn, said or bool(content.strip())

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from lmcli.config.data import PairConfig
 from lmcli.errors import DataError
 from lmcli.text.chat import Chat, Side
-from lmcli.text.readers import RECORDS, Line, Piece, Reader, cut, decode, field_of, record_of
+from lmcli.text.readers import RECORDS, Piece, Reader, cut, decode, field_of, keys_of, record_of
 from lmcli.text.sources import name_of
 
 FLAGS = ("--source-key", "--target-key")
@@ -78,7 +78,10 @@ class PairReader:
                 if None in lines:  # read on, to say how many there are
                     continue
                 try:
-                    texts = [_text(*both) for both in zip(lines, names, strict=True)]
+                    texts = [
+                        decode(data.removesuffix(b"\n"), f"{name}:{number}")
+                        for name, (number, _, data) in zip(names, lines, strict=True)
+                    ]
                     pair = _pair([texts[0]], [texts[1]], f"{names[0]}:{counts[0]}")
                 except DataError as error:
                     source.skip(error)
@@ -99,8 +102,6 @@ class PairReader:
                     "parallel lines by --source and --target"
                 )
             for number, _, data in reader.units(path, named=not self.config.by_number):
-                if isinstance(data, bytes) and not data.strip():
-                    continue
                 where = f"{name}:{number}"
                 try:
                     found = list(self._of(record_of(data, where), where))
@@ -119,10 +120,9 @@ class PairReader:
                 yield _pair(source, target, where, opening)
             return
         if not keys and not {"prompt", "completion"} <= record.keys():
-            there = ", ".join(map(str, list(record)[:6])) or "none"
             raise DataError(
                 f"{where}: neither prompt and completion nor messages among its fields; name two "
-                f"by {' and '.join(FLAGS)}; it has {there}"
+                f"by {' and '.join(FLAGS)}; it has {keys_of(record)}"
             )
         texts = [
             "\n".join(field_of(record, name, flag, where) for name in names)
@@ -131,16 +131,15 @@ class PairReader:
         yield _pair([texts[0]], [texts[1]], where)
 
 
-def _text(line: Line, name: str) -> str:
-    return decode(line[2].removesuffix(b"\n"), f"{name}:{line[0]}")
-
-
 def _pair(source: Side, target: Side, where: str, text: str = "") -> Pair:
-    sides = []
-    for side in (source, target):
-        runs: Side = []
-        for is_text, group in itertools.groupby(side, lambda run: isinstance(run, str)):
-            run = list(group)
-            runs += cut("".join(map(str, run)), where) if is_text else run
-        sides.append(runs)
-    return Pair(text or text_of(source), where, source=sides[0], target=sides[1])
+    runs, learned = _runs(source, where), _runs(target, where)
+    return Pair(text or text_of(source), where, source=runs, target=learned)
+
+
+def _runs(side: Side, where: str) -> Side:
+    """A side with its neighbouring texts joined and cut for the tokenizer."""
+    runs: Side = []
+    for is_text, group in itertools.groupby(side, lambda run: isinstance(run, str)):
+        part = list(group)
+        runs += cut("".join(map(str, part)), where) if is_text else part
+    return runs

@@ -93,11 +93,13 @@ class Reader:
         return format_of(path) if self.config.format == "auto" else self.config.format
 
     def units(self, path: Path, named: bool = True) -> Iterator[tuple[int, int, Any]]:
-        """(number, byte offset, content) of the rows of a table, or else of every line."""
+        """(number, byte offset, content) of a table's rows, or of blocks or lines with text."""
         lines, kind = self.lines(path), self.kind(path)
         if kind in TABLES:
             return self._rows(name_of(path), lines, TABLES[kind], named)
-        return lines
+        if kind not in RECORDS and self.config.document == "block":
+            return _blocks(lines)
+        return (line for line in lines if line[2].strip())
 
     def _file(self, path: Path) -> Iterator[Piece]:
         """A file's documents: records, rows, lines, blocks or the whole; blank ones are none."""
@@ -105,18 +107,13 @@ class Reader:
         if not is_record and self.config.document == "file":
             yield from self._whole(path)
             return
-        units = self.units(path)
-        if blocks := not is_record and self.config.document == "block":
-            units = _blocks(units)
-        for number, offset, data in units:
-            if isinstance(data, bytes) and not data.strip():
-                continue
+        for number, offset, data in self.units(path):
             where = f"{name}:{number}"
             try:
                 if is_record:
                     key = self.config.text_key
                     text = field_of(record_of(data, where), key, "--text-key", where)
-                elif blocks:
+                elif self.config.document == "block":
                     text = decode(data, name, offset)
                 else:
                     text = decode(data.removesuffix(b"\n"), where)
@@ -221,11 +218,15 @@ def record_of(data: Any, where: str) -> dict[str, Any]:
     return record
 
 
+def keys_of(record: dict[str, Any]) -> str:
+    """The first fields of a record, for a message."""
+    return ", ".join(map(str, list(record)[:6])) or "none"
+
+
 def field_of(record: dict[str, Any], key: str, flag: str, where: str) -> str:
     """The text in a record's field, which `flag` named."""
     if key not in record:
-        keys = ", ".join(map(str, list(record)[:6])) or "none"
-        raise DataError(f"{where}: no field {key!r} ({flag}); it has {keys}")
+        raise DataError(f"{where}: no field {key!r} ({flag}); it has {keys_of(record)}")
     text = record[key]
     if not isinstance(text, str):
         raise DataError(f"{where}: field {key!r} is not text but {type(text).__name__}")
@@ -264,14 +265,11 @@ def cut(text: str, where: str) -> list[str]:
         if place:
             starts.append(place.start())
         elif len(text) > bounds[1]:
-            raise _unbroken(where)
+            size = LONGEST_RUN >> 20
+            raise DataError(f"{where}: {size} MiB without white space; break it into words")
         else:
             break
     return [text[a:b] for a, b in itertools.pairwise([*starts, len(text)])] if text else []
-
-
-def _unbroken(where: str) -> DataError:
-    return DataError(f"{where}: {LONGEST_RUN >> 20} MiB without white space; break it into words")
 
 
 def decode(data: bytes, where: str, offset: int = 0) -> str:

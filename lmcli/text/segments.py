@@ -13,7 +13,7 @@ from typing import Any
 
 from lmcli.config.data import ReadConfig
 from lmcli.errors import DataError, MissingInputError
-from lmcli.text.readers import decode, record_of
+from lmcli.text.readers import decode, keys_of, record_of
 from lmcli.text.sources import JSONL, opened, plain_suffix
 
 
@@ -30,8 +30,8 @@ class Source:
         found = []
         for where, record in self.rows:
             if self.keyed and key not in record:
-                keys = ", ".join(list(record)[:6]) or "none"
-                raise DataError(f"{where}: no field {key!r} (--hyp-key, --ref-key); it has {keys}")
+                said = f"no field {key!r} (--hyp-key, --ref-key); it has {keys_of(record)}"
+                raise DataError(f"{where}: {said}")
             value = record[key] if self.keyed else record
             texts = [value] if single or not isinstance(value, list) else value
             if not texts or not all(isinstance(text, str) for text in texts):
