@@ -3,9 +3,9 @@
 Shapes: B rows, T tokens.
 """
 
+from abc import ABC, abstractmethod
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
@@ -31,38 +31,48 @@ class Batch:
     source_mask: np.ndarray | None = None  # bool [B, S]
 
 
-class Batches(Protocol):
-    """Where a step's rows come from. `index` is that of a global batch, from 0; `batch_size` is in
-    rows, of which a forward pass takes `micro` (0: all)."""
+class Batches(ABC):
+    """Where a step's rows come from; `index` is that of a global batch of `batch_size`, from 0."""
 
-    def rows(self, index: int, batch_size: int) -> int: ...
+    @abstractmethod
+    def members(self, index: int, batch_size: int) -> np.ndarray:
+        """The numbers of what is in global batch `index`."""
 
-    def parts(
-        self, index: int, batch_size: int, micro: int = 0, rank: int = 0, world: int = 1
-    ) -> list[Batch]: ...
-
-
-class Ahead:
-    """Batches of which the next is read on another thread, while a device is busy with this one."""
-
-    def __init__(self, batches: Batches) -> None:
-        self.batches, self.rows = batches, batches.rows
-        self._pool = ThreadPoolExecutor(1)
-        self._next: tuple[tuple[int, ...], Future[list[Batch]]] | None = None
+    @abstractmethod
+    def read(self, members: np.ndarray, index: int) -> Batch:
+        """Some members of global batch `index`."""
 
     def parts(
         self, index: int, batch_size: int, micro: int = 0, rank: int = 0, world: int = 1
     ) -> list[Batch]:
-        rest = (batch_size, micro, rank, world)
-        if self._next is not None and self._next[0] == (index, *rest):
-            parts = self._next[1].result()
-        else:
-            parts = self.batches.parts(index, *rest)
-        self._next = (index + 1, *rest), self._pool.submit(self.batches.parts, index + 1, *rest)
+        """This rank's share of global batch `index`, `micro` members at a time (0: all at once)."""
+        mine = np.array_split(self.members(index, batch_size), world)[rank]
+        micro = micro or len(mine)
+        return [self.read(mine[i : i + micro], index) for i in range(0, len(mine), micro)]
+
+
+class Ahead(Batches):
+    """Batches of which the next is read on another thread, while a device is busy with this one."""
+
+    def __init__(self, batches: Batches) -> None:
+        self._batches, self._pool = batches, ThreadPoolExecutor(1)
+        self._next: dict[tuple[int, ...], Future[list[Batch]]] = {}
+
+    def members(self, index: int, batch_size: int) -> np.ndarray:
+        return self._batches.members(index, batch_size)
+
+    def read(self, members: np.ndarray, index: int) -> Batch:
+        return self._batches.read(members, index)
+
+    def parts(self, index: int, *rest: int) -> list[Batch]:
+        begun = self._next.get((index, *rest))
+        parts = begun.result() if begun else self._batches.parts(index, *rest)
+        after = (index + 1, *rest)
+        self._next = {after: self._pool.submit(self._batches.parts, *after)}
         return parts
 
 
-class Windows:
+class Windows(Batches):
     """Windows of T + 1 tokens over the flat stream of a split.
 
     An epoch starts at its own offset in [0, T) and visits each of `n_windows` windows once, in an
@@ -100,23 +110,11 @@ class Windows:
             starts[here] = offset + window * self.context_length
         return starts
 
-    def rows(self, index: int, batch_size: int) -> int:
-        return batch_size
+    def members(self, index: int, batch_size: int) -> np.ndarray:
+        return np.arange(index * batch_size, (index + 1) * batch_size)
 
-    def parts(
-        self, index: int, batch_size: int, micro: int = 0, rank: int = 0, world: int = 1
-    ) -> list[Batch]:
-        """This rank's share of global batch `index`: consecutive samples, `micro` at a time."""
-        size, rest = divmod(batch_size, world)
-        if rest:
-            raise ValueError(f"{batch_size} rows do not divide among {world} ranks")
-        first = index * batch_size + rank * size
-        samples = np.arange(first, first + size)
-        micro = micro or size
-        return [self._batch(samples[i : i + micro], index) for i in range(0, size, micro)]
-
-    def _batch(self, samples: np.ndarray, index: int) -> Batch:
-        where = self.starts(samples)[:, None] + np.arange(self.context_length + 1)[None, :]
+    def read(self, members: np.ndarray, index: int) -> Batch:
+        where = self.starts(members)[:, None] + np.arange(self.context_length + 1)[None, :]
         rows = self.store.take(where)  # [B, T + 1]
         inputs, targets, source = rows[:, :-1].copy(), rows[:, 1:].copy(), None
         if self.prefix_eos is not None:

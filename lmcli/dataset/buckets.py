@@ -3,12 +3,13 @@
 Shapes: B rows, T target tokens, S source tokens.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from lmcli.dataset.batches import Batch
+from lmcli.dataset.batches import Batch, Batches
 from lmcli.dataset.order import permute
 from lmcli.dataset.store import TokenStore
 from lmcli.errors import DataError
@@ -32,6 +33,11 @@ class Example:
     before: int | None = None
 
     @property
+    def n_read(self) -> int:
+        """How many of `ids` stand before those that are scored."""
+        return len(self.ids) - self.n_scored
+
+    @property
     def n_source(self) -> int:
         return 0 if self.source is None else len(self.source)
 
@@ -51,7 +57,7 @@ class Examples:
     ) -> None:
         self.source, self.target, self.template = source, target, template
         self.context_length, self.encoder, self.eos_id = context_length, encoder, eos_id
-        extra = len(template.before) + len(template.after)
+        extra = len(template.prompt([]))
         sources = np.diff(source.offsets) + extra  # with <eos>
         targets = np.diff(target.offsets)
         # in tokens of a row: what decides which pairs share a batch, and how many
@@ -61,7 +67,7 @@ class Examples:
         self.n_cut = int((longest > context_length).sum())
         self.target_lengths = np.minimum(self.target_lengths, context_length)
         self.source_lengths = np.minimum(self.source_lengths, context_length)
-        if encoder is False and extra >= context_length:
+        if extra >= context_length:
             raise DataError(f"--context-length {context_length} is all taken by the template")
 
     def __len__(self) -> int:
@@ -70,35 +76,35 @@ class Examples:
     def example(self, i: int) -> Example:
         source = self.source.document(i)[:-1]
         target = self.target.document(i).astype(np.int64)
-        before, after = self.template.before, self.template.after
-        extra, room = len(before) + len(after), self.context_length
+        room = self.context_length - len(self.template.prompt([]))
         if self.encoder:
-            target = target[:room]
-            kept = source[: max(0, room - extra - 1)].tolist()
-            return Example(target, len(target), np.array([*before, *kept, *after, self.eos_id]))
-        target = target[: room - extra]
-        kept = source[: max(0, room - extra - len(target))].tolist()
-        return Example(np.array([*before, *kept, *after, *target.tolist()]), len(target))
+            target = target[: self.context_length]
+            prompt = self.template.prompt(source[: room - 1].tolist())
+            return Example(target, len(target), np.array([*prompt, self.eos_id]))
+        target = target[:room]
+        prompt = self.template.prompt(source[: room - len(target)].tolist())
+        return Example(np.array([*prompt, *target.tolist()]), len(target))
+
+
+def _padded(rows: Sequence[np.ndarray], pad: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows as one array, padded on the right, and where it is not padding."""
+    lengths = np.array([len(row) for row in rows])
+    there = np.arange(lengths.max()) < lengths[:, None]
+    padded = np.full(there.shape, pad, dtype=np.int64)
+    padded[there] = np.concatenate(rows)
+    return padded, there
 
 
 def collate(examples: Sequence[Example], eos_id: int, pad_id: int) -> Batch:
     """Rows padded on the right; the first input is `<eos>`, as after a document, or `before`."""
-    width = max(len(e.ids) for e in examples)
-    shape = (len(examples), width)
-    targets, loss_mask = np.full(shape, pad_id, dtype=np.int64), np.zeros(shape, dtype=bool)
-    for row, e in enumerate(examples):
-        targets[row, : len(e.ids)] = e.ids
-        loss_mask[row, len(e.ids) - e.n_scored : len(e.ids)] = True
-    first = [[eos_id if e.before is None else e.before] for e in examples]
-    inputs = np.concatenate([np.array(first), targets[:, :-1]], axis=1)
-    sources, source_mask = None, None
-    if examples[0].source is not None:
-        rows = [e.source for e in examples if e.source is not None]
-        sources = np.full((len(rows), max(map(len, rows))), pad_id, dtype=np.int64)
-        source_mask = np.zeros(sources.shape, dtype=bool)
-        for row, ids in enumerate(rows):
-            sources[row, : len(ids)], source_mask[row, : len(ids)] = ids, True
-    return Batch(inputs, targets, loss_mask, np.arange(width)[None, :], None, sources, source_mask)
+    targets, there = _padded([e.ids for e in examples], pad_id)
+    positions = np.arange(targets.shape[1])[None, :]
+    loss_mask = there & (positions >= np.array([[e.n_read] for e in examples]))
+    first = np.array([[eos_id if e.before is None else e.before] for e in examples])
+    inputs = np.concatenate([first, targets[:, :-1]], axis=1)
+    sources = [e.source for e in examples if e.source is not None]
+    source_ids, source_mask = _padded(sources, pad_id) if sources else (None, None)
+    return Batch(inputs, targets, loss_mask, positions, None, source_ids, source_mask)
 
 
 def pack(examples: Sequence[Example], width: int, eos_id: int, pad_id: int) -> Batch:
@@ -115,23 +121,22 @@ def pack(examples: Sequence[Example], width: int, eos_id: int, pad_id: int) -> B
             room.append(width)
         bins[place].append(e)
         room[place] -= len(e.ids)
-    shape = (len(bins), max(width - left for left in room))
-    inputs, targets = (np.full(shape, pad_id, dtype=np.int64) for _ in range(2))
-    loss_mask, segments = np.zeros(shape, dtype=bool), np.full(shape, -1, dtype=np.int64)
-    positions = np.zeros(shape, dtype=np.int64)
-    for row, members in enumerate(bins):
-        start = 0
-        for segment, e in enumerate(members):
-            end = start + len(e.ids)
-            targets[row, start:end] = e.ids
-            inputs[row, start], inputs[row, start + 1 : end] = eos_id, e.ids[:-1]
-            loss_mask[row, end - e.n_scored : end] = True
-            segments[row, start:end], positions[row, start:end] = segment, np.arange(end - start)
-            start = end
-    return Batch(inputs, targets, loss_mask, positions, segments)
+
+    def rows(of: Callable[[int, Example], np.ndarray], pad: int) -> np.ndarray:
+        """What `of(segment, example)` says of each token."""
+        found = [np.concatenate([of(i, e) for i, e in enumerate(row)]) for row in bins]
+        return _padded(found, pad)[0]
+
+    return Batch(
+        input_ids=rows(lambda _, e: np.append(eos_id, e.ids[:-1]), pad_id),
+        targets=rows(lambda _, e: e.ids, pad_id),
+        loss_mask=rows(lambda _, e: np.arange(len(e.ids)) >= e.n_read, 0).astype(bool),
+        positions=rows(lambda _, e: np.arange(len(e.ids)), 0),
+        segments=rows(lambda i, e: np.full(len(e.ids), i), -1),
+    )
 
 
-class Pairs:
+class Pairs(Batches):
     """Every pair once in an epoch, in an order of its own.
 
     The order is cut into pools of POOL pairs; a pool is sorted by target and source length and cut
@@ -147,13 +152,12 @@ class Pairs:
             raise DataError("the train split has no pairs")
         self.reader, self.seed, self.batch_tokens = reader, seed, batch_tokens
         self.pack, self.pad_id = pack, pad_id
-        self._counts: list[int] = []  # batches of each epoch so far
-        self._epoch: tuple[int, list[np.ndarray]] = (-1, [])
+        # Safe to share with the thread that reads ahead.
+        self._batches = functools.lru_cache(1)(self._epoch)
+        self._n_batches = functools.cache(lambda *which: len(self._batches(*which)))
 
-    def _batches(self, epoch: int, batch_size: int) -> list[np.ndarray]:
+    def _epoch(self, epoch: int, batch_size: int) -> list[np.ndarray]:
         """The pairs of each batch of an epoch."""
-        if self._epoch[0] == epoch:
-            return self._epoch[1]
         key, n = mix(self.seed, epoch), len(self.reader)
         order = permute(key, n, np.arange(n))
         found: list[np.ndarray] = []
@@ -166,41 +170,24 @@ class Pairs:
             while first < len(pool):
                 last = first + batch_size
                 if self.batch_tokens:
-                    widths = np.maximum.accumulate(longest[first : first + self.batch_tokens])
-                    if self.pack:
-                        fits = longest[first : first + self.batch_tokens].cumsum()
-                    else:
-                        fits = widths * np.arange(1, len(widths) + 1)
-                    last = first + max(1, int((fits <= self.batch_tokens).sum()))
+                    lengths = longest[first : first + self.batch_tokens]
+                    padded = np.maximum.accumulate(lengths) * np.arange(1, len(lengths) + 1)
+                    sizes = lengths.cumsum() if self.pack else padded
+                    last = first + max(1, int((sizes <= self.batch_tokens).sum()))
                 found.append(pool[first:last])
                 first = last
         shuffled = permute(mix(key, 1), len(found), np.arange(len(found)))
-        self._epoch = (epoch, [found[i] for i in shuffled])
-        return self._epoch[1]
+        return [found[i] for i in shuffled]
 
     def members(self, index: int, batch_size: int) -> np.ndarray:
         """The pairs of global batch `index`."""
         epoch = 0
-        while True:
-            if epoch == len(self._counts):
-                self._counts.append(len(self._batches(epoch, batch_size)))
-            if index < self._counts[epoch]:
-                return self._batches(epoch, batch_size)[index]
-            index -= self._counts[epoch]
+        while index >= (n := self._n_batches(epoch, batch_size)):
+            index -= n
             epoch += 1
+        return self._batches(epoch, batch_size)[index]
 
-    def rows(self, index: int, batch_size: int) -> int:
-        return len(self.members(index, batch_size))
-
-    def parts(
-        self, index: int, batch_size: int, micro: int = 0, rank: int = 0, world: int = 1
-    ) -> list[Batch]:
-        """This rank's share of global batch `index`, `micro` pairs at a time (0: all at once)."""
-        mine = self.members(index, batch_size)[rank::world]
-        micro = micro or len(mine)
-        return [self._collate(mine[i : i + micro]) for i in range(0, len(mine), micro)]
-
-    def _collate(self, members: np.ndarray) -> Batch:
+    def read(self, members: np.ndarray, index: int) -> Batch:
         reader = self.reader
         examples = [reader.example(int(i)) for i in members]
         if self.pack:

@@ -140,7 +140,7 @@ class SplitScorer:
         for i in chosen:
             if reader is not None:
                 example = reader.example(i)
-                ids = example.ids[len(example.ids) - example.n_scored :]
+                ids = example.ids[example.n_read :]
                 self._windows.append(example)
             else:
                 ids = store.document(i)[:left]

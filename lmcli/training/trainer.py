@@ -292,7 +292,7 @@ class Trainer:
             self.optimizer.zero_grad()
             if self.machine.device == "cuda":
                 torch.cuda.empty_cache()
-            micro = config.micro_batch_size or self.batches.rows(index, config.batch_size)
+            micro = config.micro_batch_size or len(self.batches.members(index, config.batch_size))
             smaller = micro // 2
             if not smaller:
                 raise OutOfMemoryError(
