@@ -48,7 +48,7 @@ def test_damage_is_named(tmp_path):
     (tmp_path / "train.bin").write_bytes(good)
     store = TokenStore(tmp_path, "train", 7)
     places = np.array([[0, 1], [9, 10]])
-    reads = (store.check_ids, lambda: store.document(1), lambda: store.take(places))
+    reads = (lambda: store.check_ids(2), lambda: store.document(1), lambda: store.take(places))
     for read, document, token in zip(reads, (0, 1, 2), (2, 6, 10), strict=True):
         said = f"train.bin: token id 7 is .* of 7, in document {document} at token {token} of"
         with pytest.raises(DataError, match=said):

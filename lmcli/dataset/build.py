@@ -56,11 +56,9 @@ def choose_rule(pieces: Iterable[Piece], split_by: str, shares: Shares) -> tuple
         if piece.starts_document:
             lengths.append(0)
             missing.discard(_split_of(piece.text, shares))
-            if split_by == "auto" and not missing and len(lengths) > FEWEST_TO_HASH:
+            if split_by == "auto" and not missing and len(lengths) >= FEWEST_TO_HASH:
                 return "hash", []
         lengths[-1] += len(piece.text)
-    if split_by == "auto" and not missing and len(lengths) >= FEWEST_TO_HASH:
-        return "hash", []
     return "position", lengths
 
 
@@ -101,11 +99,7 @@ class Builder(Generic[P]):
     sides: tuple[str, ...] = ("",)
 
     def __init__(
-        self,
-        folder: Path,
-        tokenizer: Tokenizer,
-        splits: list[str],
-        progress: console.Progress,
+        self, folder: Path, tokenizer: Tokenizer, splits: list[str], progress: console.Progress
     ) -> None:
         self.tokenizer, self._progress = tokenizer, progress
         vocab_size, eos_id = tokenizer.vocab_size, tokenizer.eos_id
@@ -231,8 +225,7 @@ def assemble(
         for split, counts in came["splits"].items():
             if not counts["documents"]:
                 raise DataError(_empty(split, came["split_rule"]))
-        data = (tokenizer_path / layout.TOKENIZER).read_bytes()
-        files.write_file(folder / layout.TOKENIZER, data)
+        files.copy(tokenizer_path / layout.TOKENIZER, folder / layout.TOKENIZER)
         made = {
             **recorded,
             "vocab_size": tokenizer.vocab_size,
@@ -283,17 +276,14 @@ def apart(pieces: Iterable[P], reader: Reader, split: str, held_out: dict[int, s
             key = document_hash(piece.text)
             other = held_out.get(key, split)
             if split != "train":
-                if other != split:
-                    raise DataError(
-                        f"{piece.where}: this {piece.NOUN} stands in val and in test; leave one out"
-                    )
                 held_out[key] = split
-            elif other != split:
+            if other != split:
+                this = f"{piece.where}: this {piece.NOUN} stands in"
+                if split != "train":
+                    raise DataError(f"{this} val and in test; leave one out")
                 if reader.config.on_error != "skip":
-                    raise DataError(
-                        f"{piece.where}: this {piece.NOUN} stands in train and in {other}; remove "
-                        "it, or use --on-error skip to leave it out of train"
-                    )
+                    advice = "remove it, or use --on-error skip to leave it out of train"
+                    raise DataError(f"{this} train and in {other}; {advice}")
                 reader.skipped += 1
         if other == split:
             yield piece

@@ -98,17 +98,14 @@ def build(
                 builder.run(dealt)
                 builder.dropped[split]["empty"] += reader.empty
                 chats = chats or reader.chats
-        for split, dropped in builder.dropped.items():
-            if dropped.total():
-                said = ", ".join(f"{n:,} by {reason}" for reason, n in dropped.items() if n)
-                progress.say(f"{split}: {dropped.total():,} pairs dropped: {said}")
+        for split, reasons in builder.dropped.items():
+            if reasons.total():
+                said = ", ".join(f"{n:,} by {reason}" for reason, n in reasons.items() if n)
+                progress.say(f"{split}: {reasons.total():,} pairs dropped: {said}")
         total = sum(builder.dropped.values(), Counter[str]())
-        facts: dict[str, Any] = {
-            "split_rule": "hash",
-            "dropped": {reason: total[reason] for reason in REASONS},
-        }
-        facts["chat"] = chats
-        return facts | builder.facts(PAIR_COUNTS)
+        dropped = {reason: total[reason] for reason in REASONS}
+        facts = builder.facts(PAIR_COUNTS)
+        return {"split_rule": "hash", "dropped": dropped, "chat": chats, **facts}
 
     everyone = [reader for each in readers.values() for reader in each]
     return assemble(path, tokenizer_path, everyone, recorded, fill)

@@ -107,12 +107,12 @@ class TokenStore:
             )
         return ids
 
-    def check_ids(self, eos_id: int | None = None) -> None:
+    def check_ids(self, eos_id: int) -> None:
         """Reads every id; DataError when one is outside the vocabulary, or when a document does
         not end in `eos_id`."""
         for start in range(0, self.n_tokens, 2**24):
             self._known(self.tokens[start : start + 2**24], start)
-        for start in range(1, len(self.offsets) if eos_id is not None else 0, 2**20):
+        for start in range(1, len(self.offsets), 2**20):
             wrong = self.tokens[self.offsets[start : start + 2**20] - 1] != eos_id
             if wrong.any():
                 document = start - 1 + int(wrong.argmax())
@@ -168,7 +168,7 @@ def format_problems(path: Path) -> list[str]:
         return [str(error)]
     for store in (*dataset.sources.values(), *dataset.splits.values()):
         try:
-            store.check_ids(dataset.manifest.config.get("eos_id"))
+            store.check_ids(dataset.manifest.config["eos_id"])
         except DataError as error:
             problems.append(str(error))
     return problems
