@@ -7,7 +7,9 @@ from test_dataset import make_store
 from test_model import make
 
 from lmcli.config.training import TrainingConfig
+from lmcli.dataset import buckets, order
 from lmcli.dataset.buckets import Examples, Pairs, collate, pack
+from lmcli.errors import DataError
 from lmcli.model.loss import summed_nll
 from lmcli.text.tasks import Template
 from lmcli.training.step import forward_nll
@@ -51,6 +53,27 @@ def test_an_epoch_has_every_pair_once_in_batches_of_the_asked_size(tmp_path, enc
         batches = [pairs.parts(i, 7)[0] for i in range(n)]
         real = sum((b.targets != PAD).sum() for b in batches)
         assert real / sum(b.targets.size for b in batches) > 0.85
+
+
+def test_another_thread_may_ask_while_an_epoch_is_dealt(tmp_path, monkeypatch):
+    found = reader(tmp_path)
+    alone, shared = (Pairs(found, 3, 200, False, PAD) for _ in range(2))
+    expected = [alone.members(i, 7).tolist() for i in range(100)]
+    asked = []
+
+    def permute(*args):
+        if not asked:  # as if from the thread that reads ahead
+            asked.append(shared.members(0, 7))
+        return order.permute(*args)
+
+    monkeypatch.setattr(buckets, "permute", permute)
+    assert [shared.members(i, 7).tolist() for i in range(100)] == expected
+
+
+@pytest.mark.parametrize("encoder", [True, False])
+def test_a_template_as_long_as_the_context_is_refused(tmp_path, encoder):
+    with pytest.raises(DataError, match="--context-length 4 is all taken by the template"):
+        reader(tmp_path, context=4, encoder=encoder, template=Template((7, 8), (9, SEP)))
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])

@@ -14,8 +14,6 @@ ROUNDS = 6
 
 def permute(key: int, n: int, index: np.ndarray) -> np.ndarray:
     """The images of `index` (int64 in [0, n)) under the permutation of [0, n) chosen by `key`."""
-    if n <= 0:
-        raise ValueError("nothing to permute")
     half = max(1, ((n - 1).bit_length() + 1) // 2)
     shift, mask = np.uint64(half), np.uint64((1 << half) - 1)
     keys = [np.uint64((mix(key, r) - INCREMENT) % 2**64) for r in range(ROUNDS)]  # added by itself

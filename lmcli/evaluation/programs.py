@@ -4,7 +4,6 @@ import ast
 import os
 import re
 import sys
-import warnings
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from lmcli.config.scoring import ScoringConfig
 from lmcli.config.units import parse_duration
 from lmcli.errors import DataError, RefusedError, UsageError
 from lmcli.evaluation.sandbox import Limits, Verdict, run
+from lmcli.text.docstrings import parsed
 from lmcli.text.segments import Source
 
 
@@ -72,7 +72,7 @@ def _read(source: Source, key: str) -> list[tuple[str, str]]:
         tests = "\n".join([_shared(prompt), *lines])
         if entry and re.search(r"^def check\(", tests, re.MULTILINE):
             tests += f"\ncheck({entry})"
-        if _parsed(tests) is None:
+        if parsed(tests) is None:
             raise DataError(f"{where}: field {key!r} does not compile")
         problems.append((prompt, tests))
     return problems
@@ -84,16 +84,8 @@ def _shared(prompt: str) -> str:
     They run as the problem has them, whatever a completion makes of them. Its classes do not:
     tests hand their objects to the program.
     """
-    tree = _parsed(prompt + "\n    pass") or _parsed(prompt) or ast.Module([], [])
+    tree = parsed(prompt + "\n    pass") or parsed(prompt) or ast.Module([], [])
     if tree.body and isinstance(tree.body[-1], ast.FunctionDef):
         tree.body.pop()
     tree.body = [each for each in tree.body if not isinstance(each, ast.ClassDef)]
     return ast.unparse(tree)
-
-
-def _parsed(text: str) -> ast.Module | None:
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            return ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return None

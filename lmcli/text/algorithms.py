@@ -19,15 +19,10 @@ SPECIAL = ("<pad>", "<bos>", "<eos>", "<sep>")
 CONTINUED = "##"  # WordPiece's mark of a piece that does not begin a word
 DEFAULT_VOCAB_SIZE = 8192
 
-
-def _byte_alphabet() -> dict[str, int]:
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    table = {chr(b): b for b in printable}
-    rest = [b for b in range(256) if b not in printable]
-    return table | {chr(256 + i): b for i, b in enumerate(rest)}
-
-
-BYTE_OF = _byte_alphabet()  # GPT-2's printable stand-in for each byte, inverted
+_PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+_OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
+# GPT-2's printable stand-in for each byte, inverted.
+BYTE_OF = {chr(b): b for b in _PRINTABLE} | {chr(256 + i): b for i, b in enumerate(_OTHERS)}
 ALPHABET = sorted(BYTE_OF)
 _LONG_WORD = re.compile(r"\S{4096}(?=\S)")
 _TRAINING: dict[str, Any] = {"initial_alphabet": ALPHABET, "show_progress": False}

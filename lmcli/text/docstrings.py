@@ -1,8 +1,18 @@
 """Python functions and what their authors say they do: pairs that every machine has."""
 
 import ast
+import io
 import warnings
 from collections.abc import Iterable, Iterator
+
+
+def parsed(text: str) -> ast.Module | None:
+    """A program, or None for what is not one."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # what is odd about it is not ours to say
+            return ast.parse(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return None
 
 
 def functions(texts: Iterable[str]) -> Iterator[dict[str, str]]:
@@ -12,13 +22,9 @@ def functions(texts: Iterable[str]) -> Iterator[dict[str, str]]:
     """
     seen: set[tuple[str, str]] = set()
     for text in texts:
-        try:
-            with warnings.catch_warnings():  # what is odd about the code is not ours to say
-                warnings.simplefilter("ignore")
-                tree = ast.parse(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
+        if (tree := parsed(text)) is None:
             continue
-        lines = text.splitlines()
+        lines = io.StringIO(text, newline=None).read().split("\n")  # which a form feed ends none of
         for node in ast.walk(tree):
             if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or len(node.body) < 2:
                 continue

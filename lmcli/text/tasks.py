@@ -16,12 +16,13 @@ class Task:
     metric: str
 
 
-TASKS = {  # of config.tuning.TASKS
+# Of config.tuning.TASKS. Only before {target} does a line end count: a file may end in one.
+TASKS = {
     "translation": Task("{source} =", "bleu"),
     "summarization": Task("{source}\nTL;DR:", "rougeL"),
     "qa": Task("{source}\nAnswer:", "squad_f1"),
-    "code": Task("{source}\n", "chrf"),
-    "chat": Task("{source}\n", "chrf"),
+    "code": Task("{source}\n{target}", "chrf"),
+    "chat": Task("{source}\n{target}", "chrf"),
 }
 
 
@@ -61,12 +62,13 @@ def template(
     between the two, or the task's own words."""
     if chat:
         after = chat["assistant"].partition("{content}")[0]
-        return chat.get("user", "{content}").replace("{content}", "{source}") + after
+        user = chat.get("user", "{content}").replace("{content}", "{source}")
+        return user + after + "{target}"
     if arch == "encoder-decoder":
         return "{source}"
     if tokenizer.sep_id is not None:
         return "{source}<sep>"
-    return TASKS[task].template if task else "{source}\n"
+    return TASKS[task].template if task else "{source}\n{target}"
 
 
 def encode(text: str, tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -209,7 +209,7 @@ def test_a_chat_is_asked_as_it_was_trained_whatever_the_run_before_read(cli, roo
     assert cli(*line, "--template", tmp_path / "t.txt").code == 0
     assert cli("finetune", "--from", "q", "--data", "chat", "--name", "c", "--steps", "1").code == 0
     config = json.loads((root / "runs/c/config.json").read_text())
-    assert config["tuning"]["template"] == "{source}<sep>"
+    assert config["tuning"]["template"] == "{source}<sep>{target}"
 
 
 def test_a_template_is_kept_in_the_run_and_wraps_what_it_is_asked(cli, root, tmp_path):
