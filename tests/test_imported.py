@@ -121,6 +121,15 @@ def test_other_files_are_one_sentence(tmp_path):
         load(tmp_path)
 
 
+def test_a_file_that_the_library_panics_at_is_one_sentence(tmp_path):
+    inner = HFTokenizer(models.BPE({"a": 0, "b": 1, "ab": 2, "</s>": 3}, [("a", "b")]))
+    value = json.loads(inner.to_str())
+    value["model"]["continuing_subword_prefix"] = "####"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(value))
+    with pytest.raises(DataError, match="not a tokenizer.json"):
+        load(tmp_path)
+
+
 def test_a_role_for_a_token_that_is_not_there(test_data, tmp_path):
     value = json.loads(load(test_data / "tokenizer-gpt2").to_bytes())
     assert value["added_tokens"][0]["roles"] == ["bos", "pad", "eos"]

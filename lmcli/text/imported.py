@@ -45,7 +45,9 @@ def load(paths: Sequence[Path], eos: str | int | None = None) -> Tokenizer:
             inner = HFTokenizer.from_file(str(paths[0]))
         else:
             inner = over_bytes(models.BPE.from_file(*map(str, paths)))
-    except Exception as error:  # the library raises plain Exception for a bad file
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the library's for a bad file; its panic is no Exception
         raise DataError(
             f"{paths[0]}: not a tokenizer.json, nor a vocab.json with merges.txt ({error}); "
             "convert others with the transformers library's save_pretrained"

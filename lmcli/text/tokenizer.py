@@ -60,9 +60,9 @@ class Tokenizer:
             return cls(HFTokenizer.from_buffer(data), roles or OWN)
         except DataError as error:
             raise DataError(f"{path}: {error}") from None
-        except BaseException as error:  # plain Exception for a bad file, or a panic of its own
-            if isinstance(error, KeyboardInterrupt):
-                raise
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # the library's for a bad file; its panic is no Exception
             raise DataError(f"{path}: not a tokenizer file ({error})") from None
 
     @classmethod
