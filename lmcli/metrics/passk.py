@@ -21,11 +21,6 @@ def measure(
 ) -> Measure:
     """The mean over the problems, in percent; `passed` has n verdicts for each."""
     n, k = len(passed[0]), int(name.removeprefix("pass@"))
-    recipe = signature(
-        k=k,
-        n=n,
-        timeout=config.timeout,
-        sandbox="weak" if config.weak_sandbox else "namespaces",
-        python=platform.python_version(),
-    )
+    sandbox, python = "weak" if config.weak_sandbox else "namespaces", platform.python_version()
+    recipe = signature(k=k, n=n, timeout=config.timeout, sandbox=sandbox, python=python)
     return average(name, [estimate(n, sum(each), k) for each in passed], recipe)
