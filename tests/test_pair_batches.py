@@ -56,6 +56,7 @@ def test_an_epoch_has_every_pair_once_in_batches_of_the_asked_size(tmp_path, enc
 
 
 def test_another_thread_may_ask_while_an_epoch_is_dealt(tmp_path, monkeypatch):
+    monkeypatch.setattr(buckets, "POOL", 40)  # so that epochs differ in length
     found = reader(tmp_path)
     alone, shared = (Pairs(found, 3, 200, False, PAD) for _ in range(2))
     expected = [alone.members(i, 7).tolist() for i in range(100)]
