@@ -69,21 +69,11 @@ class TokenStore:
         self.offsets = np.asarray(np.memmap(idx, dtype="<i8", mode="r"))
         if self.offsets[0] != 0 or (self.offsets[1:] <= self.offsets[:-1]).any():
             raise DataError(f"{idx}: offsets do not rise from 0; corrupt")
-        if int(self.offsets[-1]) * dtype.itemsize != size:
-            raise DataError(
-                f"{self.bin}: {size} bytes, expected {int(self.offsets[-1]) * dtype.itemsize}; "
-                "truncated or changed"
-            )
+        self.n_tokens, self.n_documents = int(self.offsets[-1]), len(self.offsets) - 1
+        if size != (expected := self.n_tokens * dtype.itemsize):
+            raise DataError(f"{self.bin}: {size} bytes, expected {expected}; truncated or changed")
         # an empty file cannot be mapped
         self.tokens = np.memmap(self.bin, dtype=dtype, mode="r") if size else np.zeros(0, dtype)
-
-    @property
-    def n_tokens(self) -> int:
-        return int(self.offsets[-1])
-
-    @property
-    def n_documents(self) -> int:
-        return len(self.offsets) - 1
 
     def document(self, i: int) -> np.ndarray:
         """Ids of document i, its closing `<eos>` included."""

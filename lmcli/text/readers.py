@@ -94,12 +94,12 @@ class Reader:
 
     def units(self, path: Path, named: bool = True) -> Iterator[tuple[int, int, Any]]:
         """(number, byte offset, content) of a table's rows, or of blocks or lines with text."""
-        lines, kind = self.lines(path), self.kind(path)
+        kind = self.kind(path)
         if kind in TABLES:
-            return self._rows(name_of(path), lines, TABLES[kind], named)
+            return self._rows(path, named)
         if kind not in RECORDS and self.config.document == "block":
-            return _blocks(lines)
-        return (line for line in lines if line[2].strip())
+            return _blocks(self.lines(path))
+        return (line for line in self.lines(path) if line[2].strip())
 
     def _file(self, path: Path) -> Iterator[Piece]:
         """A file's documents: records, rows, lines, blocks or the whole; blank ones are none."""
@@ -130,20 +130,18 @@ class Reader:
             raise DataError(f"{error}; mend it or use --on-error skip")
         self.skipped += 1
 
-    def _rows(
-        self, name: str, lines: Iterable[Line], dialect: dict[str, Any], named: bool
-    ) -> Iterator[tuple[int, int, dict[str, str]]]:
+    def _rows(self, path: Path, named: bool) -> Iterator[tuple[int, int, dict[str, str]]]:
         """The rows of a table under the names in its header, or under the numbers of its columns;
         quoted line ends are kept."""
         csv.field_size_limit(LONGEST_FIELD)
-        place, header = 0, list[str]()
+        name, place, header = name_of(path), 0, list[str]()
 
         def text(line: Line) -> str:
             nonlocal place
             place = line[0]
             return line[2].decode()
 
-        rows = csv.reader(map(text, lines), strict=True, **dialect)
+        rows = csv.reader(map(text, self.lines(path)), strict=True, **TABLES[self.kind(path)])
         while True:
             first = place + 1
             try:

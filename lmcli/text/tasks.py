@@ -3,13 +3,13 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from lmcli.errors import UsageError
 from lmcli.text.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True)
-class Task:
+class Task(NamedTuple):
     """`template` is for tokenizers without `<sep>`; `metric` is how its outputs are judged."""
 
     template: str

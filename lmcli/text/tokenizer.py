@@ -40,12 +40,14 @@ class Tokenizer:
         inner.encode_special_tokens = True
         inner.no_truncation()
         inner.no_padding()
+        self.spells_bytes = bool(inner.decoder) and b"ByteLevel" in inner.decoder.__getstate__()
         ids: dict[str, Any] = {r: inner.token_to_id(token) for r, token in self.roles.items()}
         for role, i in ids.items():
             if i is None:
                 raise DataError(f"the tokenizer has no {self.roles[role]} token")
         self.pad_id, self.bos_id, self.eos_id = (ids[role] for role in ROLES[:3])
         self.sep_id: int | None = ids.get("sep")
+        self.vocab_size = 1 + max(inner.get_vocab().values())
         if self.vocab_size > MOST_IDS:  # tables have a place for each
             raise DataError(f"a token has the id {self.vocab_size - 1}; ids end at {MOST_IDS - 1}")
 
@@ -85,10 +87,6 @@ class Tokenizer:
     def token(self, i: int) -> str:
         """How a token is spelled in tokenizer.json."""
         return str(self._inner.id_to_token(i))
-
-    @cached_property
-    def vocab_size(self) -> int:
-        return 1 + max(self._inner.get_vocab().values())
 
     @cached_property
     def exact(self) -> bool:
@@ -135,11 +133,6 @@ class Tokenizer:
         """In parallel, in order."""
         encoded = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)
         return [e.ids for e in encoded]
-
-    @cached_property
-    def spells_bytes(self) -> bool:
-        decoder = self._inner.decoder
-        return decoder is not None and b"ByteLevel" in decoder.__getstate__()
 
     def _spell(self, token: str, i: int) -> bytes:
         if not self.spells_bytes:
