@@ -48,7 +48,7 @@ def test_bytes_and_tokens_add_up_by_script():
 
 def test_source_code_is_its_own_kind():
     tokenizer = Tokenizer.train(["x"], None, "byte")
-    for where in ("a.py", "a.py:12", "src/a.rs.gz"):
+    for where in ("a.py", "a.py:12", "src/a.rs.gz", "10:30/a.py", "C:/a.py:7"):
         assert set(measure(tokenizer, "def 狐 1", where=where)["scripts"]) == {"code"}
     assert set(measure(tokenizer, "def f", where="a.md")["scripts"]) == {"Latin", "other"}
 

@@ -188,6 +188,14 @@ def test_what_is_not_in_the_encoding_is_one_sentence(tmp_path):
             ReadConfig(encoding=name)
 
 
+def test_a_line_that_is_too_long_is_refused_in_any_encoding(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "LONGEST_LINE", 50)
+    for encoding in ("utf-8", "utf-16"):
+        (tmp_path / "a.txt").write_bytes(("é" * 40 + "\n" + "é" * 60 + "\n").encode(encoding))
+        with pytest.raises(DataError, match="a.txt:[12]: a line of more than"):
+            documents(tmp_path / "a.txt", document="line", encoding=encoding)
+
+
 def test_format_wins_over_the_suffix(tmp_path):
     (tmp_path / "a.txt").write_text("en\ttext\nx\ty\n")
     assert documents(tmp_path / "a.txt", format="tsv") == ["y"]

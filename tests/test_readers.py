@@ -70,8 +70,11 @@ def test_text_without_spaces_is_cut_after_a_stop(tmp_path, monkeypatch):
 
 def test_a_pipe_is_refused(tmp_path):
     os.mkfifo(tmp_path / "fifo")
-    with pytest.raises(DataError, match="fifo: a pipe or device is read only once; save it"):
-        find_files([str(tmp_path / "fifo")])
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "folder" / "fifo.txt")
+    for name in ("fifo", "folder"):
+        with pytest.raises(DataError, match="fifo.*: a pipe or device is read only once; save it"):
+            find_files([str(tmp_path / name)])
 
 
 def test_an_unreadable_folder_is_not_passed_over(tmp_path, monkeypatch):

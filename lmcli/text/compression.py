@@ -1,5 +1,6 @@
 """What a tokenizer makes of text: bytes per token by script, and what does not come back."""
 
+import re
 import unicodedata
 from collections import Counter
 from functools import lru_cache
@@ -52,7 +53,7 @@ class Compression:
 
     def add(self, piece: Piece) -> None:
         text, place, name = piece.text, 0, "other"
-        code = format_of(Path(piece.where.partition(":")[0])) == "code"
+        code = format_of(Path(re.sub(r":\d+$", "", piece.where))) == "code"
         spans = self._tokenizer.spans(text)
         for i, start, end in spans:
             name = "code" if code else script(text[start:end])

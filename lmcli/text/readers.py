@@ -246,7 +246,7 @@ def _blocks(lines: Iterable[Line]) -> Iterator[Line]:
 def lines(file: Any, where: str) -> Iterator[tuple[int, bytes]]:
     """(number, line) of a stream; a DataError for a line that memory should not have to hold."""
     for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), 1):
-        if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
+        if len(line) >= LONGEST_LINE and not line.endswith(b"\n"):
             raise DataError(
                 f"{where}:{number}: a line of more than {LONGEST_LINE >> 20} MiB; break it"
             )

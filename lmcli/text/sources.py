@@ -64,10 +64,8 @@ def find_files(inputs: Sequence[str], exclude: Sequence[str] = ()) -> list[Path]
                     f"also with {' '.join(PACKED)}; name other files one by one or with a glob"
                 )
             paths += inside
-        elif path.is_file():
-            paths.append(path)
         elif path.exists():
-            raise DataError(f"{name}: a pipe or device is read only once; save it to a file first")
+            paths.append(path)
         else:
             matches = sorted(p for p in glob.glob(name, recursive=True) if os.path.isfile(p))
             if not matches:
@@ -75,6 +73,8 @@ def find_files(inputs: Sequence[str], exclude: Sequence[str] = ()) -> list[Path]
             paths += map(Path, matches)
     found: dict[str, Path] = {}  # by real path: one file under two names is read once
     for path in paths:
+        if path.exists() and not path.is_file():
+            raise DataError(f"{path}: a pipe or device is read only once; save it to a file first")
         found.setdefault(os.path.realpath(path), path)
     return list(found.values())
 
