@@ -60,11 +60,9 @@ def load(paths: Sequence[Path], eos: str | int | None = None) -> Tokenizer:
         eos = inner.id_to_token(eos) or str(eos)
     if eos is not None and eos not in vocab:
         raise UsageError(f"--eos {eos} is not in the vocabulary")
-    roles = {
-        role: next(token for token in spellings if token in vocab)
-        for role, spellings in ({**SPELLINGS, "eos": (eos,)} if eos else SPELLINGS).items()
-        if not vocab.keys().isdisjoint(spellings)
-    }
+    spellings = SPELLINGS | {"eos": (eos,)} if eos else SPELLINGS
+    known = {role: [t for t in tokens if t in vocab] for role, tokens in spellings.items()}
+    roles = {role: tokens[0] for role, tokens in known.items() if tokens}
     if "eos" not in roles:
         raise DataError(f"{paths[0]}: no token that ends a text is known; name it with --eos TOKEN")
     roles = {"bos": roles["eos"], "pad": roles["eos"]} | roles
