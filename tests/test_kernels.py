@@ -107,9 +107,6 @@ def test_z_loss_has_its_written_gradient():
 class Pattern:
     """Batches of a text that can be learned: counting, from a random place on."""
 
-    def rows(self, index, batch_size):
-        return batch_size
-
     def parts(self, index, batch_size, micro=0, rank=0, world=1):
         first = np.random.default_rng(index).integers(50, size=(batch_size, 1))
         ids = (first + np.arange(17)) * 7 % 50

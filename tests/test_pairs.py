@@ -132,6 +132,14 @@ def test_a_blank_side_drops_its_pair_and_nothing_else(build):
     assert rows() == [("one", "eins"), ("five", "fünf")] and dropped() == {"empty": 4}
 
 
+def test_a_chat_without_a_reply_is_dropped_and_counted(build):
+    asked = {"role": "user", "content": "hello?"}
+    answered = [asked, {"role": "assistant", "content": "yes"}]
+    write(a_jsonl=jsonl(*({"messages": turns} for turns in ([asked], [], answered))))
+    assert build("a.jsonl", "--pairs", *WHOLE).code == 0
+    assert rows() == [("hello?", "yes")] and dropped() == {"empty": 2}
+
+
 def test_lines_that_cannot_be_read_are_skipped_together(build):
     write(a_en=b"one\n\xff\nthree\n", a_de=b"eins\nzwei\n\xff\n")
     args = ["--source", "a.en", "--target", "a.de", *WHOLE]

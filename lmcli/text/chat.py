@@ -51,7 +51,7 @@ class Chat:
     def replies(self, messages: Any, where: str) -> Iterator[tuple[Side, Side]]:
         """(everything before it, the reply) for each turn of the assistant.
 
-        Without a word on one of the sides both are empty.
+        Without a word on one of the sides, or a turn of the assistant, both are empty.
         """
         if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
             raise DataError(f"{where}: messages is not a list of objects with role and content")
@@ -67,3 +67,5 @@ class Chat:
             if role == "assistant":
                 yield (before, turn) if said and content.strip() else ([], [])
             before, said = before + turn, said or bool(content.strip())
+        if all(message["role"] != "assistant" for message in messages):
+            yield [], []
