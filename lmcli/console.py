@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from lmcli.config.units import show_duration
@@ -72,15 +72,19 @@ def reply(as_json: bool, value: Any, text: str | bytes) -> None:
         answer(text)
 
 
+def coloured() -> bool:
+    """Whether an answer may have colours: on a terminal, unless NO_COLOR is set."""
+    return sys.stdout.isatty() and "NO_COLOR" not in os.environ
+
+
 def plain(value: Any) -> str:
     """Text as it is, anything else as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def listing(facts: Mapping[str, Any] | Iterable[tuple[str, Any]], width: int = 18) -> str:
+def listing(facts: Iterable[tuple[str, Any]], width: int = 18) -> str:
     """One line for each fact: its name, padded, and its value."""
-    pairs = facts.items() if isinstance(facts, Mapping) else facts
-    return "\n".join(f"{name:<{width}} {value}" for name, value in pairs)
+    return "\n".join(f"{name:<{width}} {value}" for name, value in facts)
 
 
 def table(rows: Iterable[Sequence[Any]], header: Sequence[str] = ()) -> str:

@@ -1,8 +1,6 @@
 """lmcli data"""
 
 import dataclasses
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +25,7 @@ SIDES = {(s, i): f"{s}_{i}".removeprefix("train_") for s in layout.SPLITS for i 
 TEXT_ONLY = ("document", "text_key")  # settings that mean nothing for pairs
 
 
-@click.group(short_help="Build, check and show memory-mapped datasets.")
+@click.group()
 def command() -> None:
     """Build, check and show memory-mapped datasets.
 
@@ -270,7 +268,8 @@ def _show_pair(
     console.say(
         f"--- pair {i}: {len(source)} source tokens, {len(target)} target tokens in the loss"
     )
-    coloured = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    for mark, colour, ids in ((b"[source] ", b"", source), (b"[target] ", b"\x1b[32m", target)):
-        text = tokenizer.spell(ids)
-        console.answer(b"".join((colour, text, colour and b"\x1b[0m")) if coloured else mark + text)
+    sides = (b"[source] ", b""), (b"[target] ", b"")
+    if console.coloured():
+        sides = (b"", b""), (b"\x1b[32m", b"\x1b[0m")
+    for (before, after), ids in zip(sides, (source, target), strict=True):
+        console.answer(before + tokenizer.spell(ids) + after)

@@ -23,7 +23,7 @@ PACKAGES = (
 EXTRAS = {"plot": "matplotlib"}
 
 
-@click.command(short_help="This machine, the versions, and what lmcli would choose.")
+@click.command()
 @options.common
 def command(root: Path, as_json: bool) -> None:
     """What this machine has, what is installed, and what lmcli would choose here.
@@ -46,7 +46,7 @@ def command(root: Path, as_json: bool) -> None:
         **_torch(),
         **_packages(),
     }
-    console.reply(as_json, facts, console.listing(facts, 16))
+    console.reply(as_json, facts, console.listing(facts.items(), 16))
 
 
 def _torch() -> dict[str, Any]:

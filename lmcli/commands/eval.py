@@ -16,7 +16,7 @@ from lmcli.config.scoring import METRICS, ScoringConfig
 NOT_HERE = ("num_return_sequences", "hyp_key", "ref_key", "trials")
 
 
-@click.command(short_help="Perplexity of a run on a dataset; on pairs BLEU, ROUGE and more.")
+@click.command()
 @click.argument("run")
 @click.option("--data", metavar="DATASET", help="Dataset  [default: the one it was trained on]")
 @click.option(
@@ -65,11 +65,10 @@ def command(
     config = pick(EvaluationConfig, given)
     scoring = pick(ScoringConfig, given)
     decoding = generation(given, {"temperature": 0, "batch_size": 64})
-    from lmcli.runs.load import Judging, evaluate, keep, load
+    from lmcli.runs.load import evaluate, keep, load
 
     loaded = load(root, run, **at)
-    judging = Judging(metrics, max_pairs, decoding, scoring)
-    result = evaluate(loaded, root, data, split, config, judging)
+    result = evaluate(loaded, root, data, split, config, metrics, max_pairs, decoding, scoring)
     if as_json:
         console.answer_json(result)
     else:

@@ -8,7 +8,7 @@ from lmcli import console
 from lmcli.commands import options
 
 
-@click.command(short_help="A run, as a model folder for Hugging Face transformers.")
+@click.command()
 @click.argument("run")
 @click.option("--format", "layout", type=click.Choice(["hf"]), required=True, help="Layout.")
 @click.option(

@@ -16,7 +16,7 @@ USUAL = {"lr": 3e-4, "schedule": "linear", "steps": 500, "weight_decay": 0.01}
 USUAL_LORA = {"lr": 1e-3}
 
 
-@click.command(short_help="Train a run on, on pairs or text: all of it, a part, or LoRA.")
+@click.command()
 @click.option("--from", "origin", metavar="RUN", required=True, help="Run to begin with.")
 @click.option("--data", metavar="DATASET", help="Pairs or text to learn; a new run needs one.")
 @click.option("--name", metavar="RUN", required=True, help="Name of the new run.")

@@ -9,7 +9,7 @@ from lmcli.commands import options
 from lmcli.commands.creation import summary
 
 
-@click.command(short_help="A model folder of Hugging Face, as a run.")
+@click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--name", metavar="RUN", required=True, help="Name of the run and its tokenizer.")
 @options.force_option

@@ -1,9 +1,7 @@
 """lmcli inspect"""
 
 import math
-import os
 import re
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +19,7 @@ BAR = 40
 SHADES = " ░▒▓█"
 
 
-@click.group(short_help="Look inside: next words, attention, parameters.")
+@click.group()
 def command() -> None:
     """Look inside a model: what it expects next, what it looks at, what it is made of.
 
@@ -129,7 +127,7 @@ def heat_map(words: list[str], source: list[str], matrix: "np.ndarray") -> str:
     from rich.cells import cell_len
 
     width = max(cell_len(word) for word in words)
-    coloured = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    coloured = console.coloured()
     lines = []
     for i, word in enumerate(words):
         cells = []

@@ -1,7 +1,6 @@
 """lmcli ls"""
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -12,7 +11,7 @@ from lmcli.config.units import show_bytes
 from lmcli.errors import DataError
 
 
-@click.command(short_help="List the artifacts.")
+@click.command()
 @click.argument("kind", required=False, type=click.Choice(list(layout.FOLDERS.values())))
 @options.common
 def command(kind: str | None, root: Path, as_json: bool) -> None:
@@ -23,35 +22,27 @@ def command(kind: str | None, root: Path, as_json: bool) -> None:
       lmcli ls
       lmcli ls runs --json
     """
-    records: list[dict[str, Any]] = []
-    for artifact in inventory.artifacts(root):
-        if kind and artifact.path.parent.name != kind:
-            continue
-        made = artifact.manifest
-        state = "" if made else "broken"
-        if made and artifact.kind == "run":
-            try:
-                now = inventory.status(artifact.path)
-                state = f"{now['state']} at step {now['step']}"
-            except DataError:
-                state = "broken"
-        records.append(
-            {
-                "kind": artifact.kind,
-                "name": artifact.name,
-                "id": made.id if made else None,
-                "bytes": artifact.size,
-                "created": inventory.age(made.made) if made else None,
-                "state": state,
-            }
-        )
-    if not records and not as_json:
+    found = [a for a in inventory.artifacts(root) if kind in (None, a.path.parent.name)]
+    if not found and not as_json:
         console.say(f"nothing under {root} yet; start with: lmcli quickstart")
         return
-    rows = []
-    for r in records:
-        short = (r["id"] or "")[:12]
-        size = show_bytes(r["bytes"])
-        rows.append((r["kind"], r["name"], short, size, r["created"] or "", r["state"]))
+    records, rows = [], []
+    for a in found:
+        id_, created = (a.manifest.id, inventory.age(a.manifest.made)) if a.manifest else ("", "")
+        size, state = a.size, _state(a)
+        record = {"kind": a.kind, "name": a.name, "id": id_ or None, "bytes": size}
+        records.append(record | {"created": created or None, "state": state})
+        rows.append((a.kind, a.name, id_[:12], show_bytes(size), created, state))
     table = console.table(rows, ("kind", "name", "id", "size", "created", "state"))
     console.reply(as_json, records, table)
+
+
+def _state(artifact: inventory.Artifact) -> str:
+    """What a run is at; of anything else whether it is broken."""
+    try:
+        if artifact.manifest and artifact.kind == "run":
+            now = inventory.status(artifact.path)
+            return f"{now['state']} at step {now['step']}"
+    except DataError:
+        return "broken"
+    return "" if artifact.manifest else "broken"

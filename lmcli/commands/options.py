@@ -12,6 +12,7 @@ import click
 from lmcli import console
 from lmcli.artifacts import layout
 from lmcli.config import fields
+from lmcli.config.units import parse_duration
 from lmcli.errors import UsageError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -72,6 +73,14 @@ class Text(click.types.StringParamType):
             return os.fsencode(value).decode() if foreign else value
         except UnicodeError:
             self.fail("not UTF-8", param, ctx)
+
+
+def seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    """The callback of an option that takes a time such as 3h55m."""
+    try:
+        return None if value is None else parse_duration(value)
+    except UsageError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 def read_template(given: dict[str, Any]) -> None:

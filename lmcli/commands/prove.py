@@ -10,7 +10,7 @@ from lmcli.errors import DataError, MismatchError
 STEPS = "Steps to train again, at least; it starts at a checkpoint, or at step 0."
 
 
-@click.command(short_help="Train the last steps of a run again and compare the bits.")
+@click.command()
 @click.argument("run")
 @options.number("--steps", 100, STEPS, "K")
 @options.allow_code_execution

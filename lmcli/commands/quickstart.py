@@ -12,7 +12,7 @@ import sys
 import sysconfig
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from lmcli import console
 from lmcli.artifacts import files, inventory, layout, schema
 from lmcli.commands import options
 from lmcli.config.fields import flag
-from lmcli.config.units import parse_duration, show_bytes, show_duration
+from lmcli.config.units import show_bytes, show_duration
 from lmcli.errors import DataError, Interrupted, UsageError
 
 if TYPE_CHECKING:
@@ -56,14 +56,21 @@ FUNCTION = """def total(numbers):
 PRIMING_BYTES = 16 * 2**20
 
 
-@click.command(short_help="The whole pipeline on your text, in a few CPU minutes.")
+@click.command()
 @click.argument("text", nargs=-1)
-@click.option("--budget", default="5min", show_default=True, metavar="TIME", help="Time to take.")
+@click.option(
+    "--budget",
+    default="5min",
+    show_default=True,
+    metavar="TIME",
+    callback=options.seconds,
+    help="Time to take.",
+)
 @click.option("--name", metavar="NAME", help="Name of what it makes.  [default: by the text]")
 @options.force_option
 @options.common
 def command(
-    text: tuple[str, ...], budget: str, name: str | None, force: bool, root: Path, as_json: bool
+    text: tuple[str, ...], budget: float, name: str | None, force: bool, root: Path, as_json: bool
 ) -> None:
     """Tokenizer, dataset, model, samples, scores and a report, in one go, on real text.
 
@@ -75,8 +82,7 @@ def command(
       lmcli quickstart
       lmcli quickstart my-notes/ --budget 10min
     """
-    seconds = parse_duration(budget)
-    if seconds < 20:
+    if budget < 20:
         raise UsageError("--budget must be at least 20s")
     if name is None:
         stems = "+".join(Path(each).resolve().stem for each in text)
@@ -90,7 +96,7 @@ def command(
         with open(os.devnull, "w") as nowhere:
             aside = nowhere if console.quiet else sys.stderr
             with contextlib.redirect_stdout(aside if as_json else sys.stdout):
-                result = _pipeline(name, text, seconds, force, root)
+                result = _pipeline(name, text, budget, force, root)
     except (KeyboardInterrupt, click.Abort, Interrupted):
         same = "the same `lmcli quickstart`, without --force," if force else "the same command"
         console.say(f"stopped; {same} goes on from here")
@@ -111,14 +117,13 @@ def _pipeline(
         console.say(f"no TEXT given: using the Python standard library in {inputs[0]}")
         inputs += [part for pattern in EXCLUDE for part in ("--exclude", pattern)]
     size = sum(path.stat().st_size for path in find_files(text or inputs[:1], EXCLUDE))
-    vocab = "4096" if size > 4 * 2**20 else "2048" if size > 2**20 else ""
-    vocab_flag = ["--vocab-size", vocab] if vocab else []
+    vocab = {"vocab_size": 4096 if size > 4 * 2**20 else 2048} if size > 2**20 else {}
     tail = ["--artifacts", str(root)] if root != layout.root(None) else []
     make = [*tail, "--force"] if force else tail
     tokenizer, data, run = (root / folder / name for folder in layout.FOLDERS.values())
     new = [path for path in (tokenizer, data) if force or not path.exists()]
     try:
-        _run("tokenizer", "train", *inputs, "--name", name, *vocab_flag, *make)
+        _run("tokenizer", "train", *inputs, "--name", name, *_flags(vocab), *make)
         _run("data", "build", *inputs, "--tokenizer", name, "--name", name, *make)
         left = TRAINING_SHARE * seconds - (time.monotonic() - began)
         model = _plan(run, name, MODEL, max(5.0, left), force)
@@ -127,11 +132,10 @@ def _pipeline(
             files.to_trash(path, root)
         advice = "give quickstart other text, or more"
         raise DataError(f"{str(error).partition(';')[0]}; {advice}") from None
-    shape = [word for field, value in model.items() for word in (flag(field), str(value))]
     steps = model["steps"]
-    every = ["--eval-every", str(max(50, steps // 5)), "--eval-tokens", "16384"]
-    every += ["--save-every", str(max(50, steps // 10))]
-    _run("train", "--data", name, "--name", name, *shape, *every, *make)
+    every = {"eval_every": max(50, steps // 5), "eval_tokens": 16384}
+    every |= {"save_every": max(50, steps // 10)}
+    _run("train", "--data", name, "--name", name, *_flags(model | every), *make)
     dataset = Dataset.open(data)
     prompts = [_beginning(dataset)] if text else ["The ", "def "]
     for prompt in prompts:
@@ -180,15 +184,17 @@ def _summarize(
     shape = {k: v for k, v in MODEL.items() if k not in SUMMARIES and k != "batch_size"}
     run = root / layout.FOLDERS["run"] / task
     plan = _plan(run, task, shape | SUMMARIES, seconds, force)
-    tuning = {key: plan[key] for key in (*SUMMARIES, "steps")}
-    flags = [word for field, value in tuning.items() for word in (flag(field), str(value))]
-    every = ["--task", "summarization", "--eval-every", "0", "--eval-tokens", "16384"]
-    line = ["finetune", "--from", name, "--data", task, "--name", task, *every]
-    _run(*line, *flags, *make)
+    tuning = {"task": "summarization", "eval_every": 0, "eval_tokens": 16384}
+    tuning |= {key: plan[key] for key in (*SUMMARIES, "steps")}
+    _run("finetune", "--from", name, "--data", task, "--name", task, *_flags(tuning), *make)
     _run("sample", task, FUNCTION, "--temperature", "0", "--max-new-tokens", "30", *tail)
     rouge = ["--metric", "rouge1", "--metric", "rougeL", "--max-pairs", "100"]
     _run("eval", task, *rouge, "--max-new-tokens", "30", *tail)
     return {key: value for key, value in _scores(run).items() if key.startswith("rouge")}
+
+
+def _flags(settings: Mapping[str, Any]) -> list[str]:
+    return [word for name, value in settings.items() for word in (flag(name), str(value))]
 
 
 def _run(*words: str) -> None:
@@ -232,12 +238,8 @@ def _compare(run: Path, dataset: "Dataset") -> list[tuple[str, float]]:
     """Bits per byte of the model and of general compressors on the test documents."""
     texts = list(_texts(dataset, "test"))
     rows = [("this model", _scores(run)["bits_per_byte"])]
-    compressors: dict[str, Callable[[bytes], bytes]] = {
-        "gzip -9": lambda text: gzip.compress(text, 9),
-        "bz2 -9": lambda text: bz2.compress(text, 9),
-        "xz -6": lambda text: lzma.compress(text, preset=6),
-    }
-    for name, compress in compressors.items():
+    compressors = ("gzip -9", gzip.compress), ("bz2 -9", bz2.compress), ("xz -6", lzma.compress)
+    for name, compress in compressors:  # whose defaults these are
         rows.append((name, 8 * sum(len(compress(t)) for t in texts) / sum(map(len, texts))))
     held = dataset.manifest.config["splits"]["train"]["bytes"]
     share = f"{show_bytes(PRIMING_BYTES)} of " if held > PRIMING_BYTES else ""

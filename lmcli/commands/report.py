@@ -15,7 +15,7 @@ FORMATS = ("table", "markdown", "csv", "json", "html")
 NEXT = 8  # most likely next tokens on a page
 
 
-@click.command(short_help="Compare runs: table, Markdown, CSV, JSON or one HTML page.")
+@click.command()
 @click.argument("runs", nargs=-1, required=True)
 @click.option(
     "--format", "kind", type=click.Choice(FORMATS), help="[default: by --out's suffix, or table]"

@@ -11,7 +11,7 @@ from lmcli.commands import options
 from lmcli.errors import RefusedError, UsageError
 
 
-@click.command(short_help="Move an artifact to the trash; never a parent in use.")
+@click.command()
 @click.argument("artifacts", nargs=-1)
 @click.option("--empty-trash", is_flag=True, help="Delete what was moved to the trash before.")
 @options.common

@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +37,7 @@ class Form:
     as_json: bool
 
 
-@click.command(short_help="Generate text from prompts; a filter for pipes.")
+@click.command()
 @click.argument("run")
 @click.argument("prompts", nargs=-1, type=options.Text())
 @options.settings(GenerationConfig)
@@ -118,8 +118,8 @@ def command(
     if grid:
         found = iter(lambda: take(2**20, True), None) if take else ()
         every = list(itertools.chain.from_iterable(found))
-        samplers = [Sampler(loaded, c, lines, stop, choices) for _, c in settings]
-        _answer_grid([s for s, _ in settings], samplers, every, how)
+        points = [(row, Sampler(loaded, c, lines, stop, choices)) for row, c in settings]
+        _answer_grid(points, every, how)
         return
     sampler = Sampler(loaded, config, lines, stop, choices)
     if take is None:
@@ -140,9 +140,6 @@ def _check(
     grid: bool,
 ) -> None:
     """Refuses what does not go together."""
-    for prompt in prompts:
-        if not prompt.isprintable() and any("\ud800" <= c <= "\udfff" for c in prompt):
-            raise UsageError(f"the prompt {prompt!r} is not UTF-8")
     json_out = how.as_json or how.jsonl
     for flags, wrong in {
         "--whole reads standard input": how.whole and bool(prompts),
@@ -271,16 +268,13 @@ def _grid(
 
 
 def _answer_grid(
-    settings: Sequence[dict[str, str]],
-    samplers: Iterable["Sampler"],
-    prompts: list["Prompt"],
-    how: Form,
+    points: Sequence[tuple[dict[str, str], "Sampler"]], prompts: list["Prompt"], how: Form
 ) -> None:
     """A row for each completion under each combination of settings."""
     from lmcli.runs.sample import at_once
 
     rows = []
-    for setting, sampler in zip(settings, samplers, strict=True):
+    for setting, sampler in points:
         for prompt, completions in sampler.stream(at_once(prompts)):
             for done in completions:
                 if how.as_json or how.jsonl:
@@ -291,4 +285,4 @@ def _answer_grid(
                 per_token = done.logprob / max(1, len(done.logprobs))
                 rows.append([*setting.values(), len(done.ids), f"{per_token:.3f}", text])
     if rows:
-        console.answer(console.table(rows, [*settings[0], "tokens", "logprob/token", "text"]))
+        console.answer(console.table(rows, [*points[0][0], "tokens", "logprob/token", "text"]))

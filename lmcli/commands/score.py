@@ -1,10 +1,8 @@
 """lmcli score"""
 
-import contextlib
 import json
 import math
 import re
-import sys
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -19,6 +17,7 @@ from lmcli.config.scoring import METRICS, ScoringConfig
 from lmcli.errors import DataError, RefusedError, UsageError
 
 if TYPE_CHECKING:
+    from lmcli.runs.load import LoadedRun
     from lmcli.text.segments import Source
 
 REF = "References, one for each hypothesis (repeatable).  [default: --ref-key of HYPS]"
@@ -27,7 +26,7 @@ METRIC = f"What to compute (repeatable).  [default: bleu, chrf, ter]  ({', '.joi
 DEFAULT = ("bleu", "chrf", "ter")
 
 
-@click.command(short_help="BLEU, ROUGE, F1 .. of texts; pass@k; log-probabilities under a model.")
+@click.command()
 @click.argument("hyps", default="-")
 @click.option("--ref", "refs", metavar="REFS", multiple=True, help=REF)
 @click.option("--metric", "-m", "metrics", multiple=True, help=METRIC, default=DEFAULT)
@@ -83,8 +82,10 @@ def command(
     if model is not None:
         if refs or baseline or segments:
             raise UsageError("--model scores by itself; --ref, --baseline and --segments do not")
-        form = {**form, "text_key": config.hyp_key or "completion", "as_json": as_json}
-        _answer_likelihoods(root, model, at, hyps, **form)
+        from lmcli.runs.load import load
+
+        text_key = config.hyp_key or "completion"
+        _answer_likelihoods(load(root, model, **at), hyps, text_key, as_json, **form)
         return
     if form["source"] or form["jsonl"]:
         raise UsageError("--source and --jsonl are for --model RUN")
@@ -134,8 +135,9 @@ def command(
                 columns[name] = ours.segments()
     if as_json:
         value = {"n_segments": len(wanted), "scores": scores, "segments": columns}
-        found = [[asdict(verdict) for verdict in row] for row in verdicts[0]] if programs else None
-        console.answer_json(value | ({"verdicts": found} if found else {}))
+        if programs:
+            value["verdicts"] = [[asdict(verdict) for verdict in row] for row in verdicts[0]]
+        console.answer_json(value)
     else:
         _answer(scores, columns)
 
@@ -178,24 +180,20 @@ def _answer(scores: list[dict[str, Any]], columns: dict[str, list[float]]) -> No
 
 
 def _answer_likelihoods(
-    root: Path,
-    model: str,
-    at: dict[str, str],
+    loaded: "LoadedRun",
     name: str,
+    text_key: str,
+    as_json: bool,
     source: str | None,
     jsonl: bool,
     prompt_key: str,
-    text_key: str,
     end: bool,
-    as_json: bool,
 ) -> None:
     """A line or record out for each one in, flushed as they come; the sum of all is said."""
-    from lmcli.runs.load import load
     from lmcli.text.arrivals import Arrivals
     from lmcli.text.readers import field_of, record_of
     from lmcli.text.segments import lines
 
-    loaded = load(root, model, **at)
     jsonl = jsonl or name.endswith(".jsonl")
     pairs = loaded.config.tuning.template is not None
     sources = iter(lines(source, "--source")) if source else None
@@ -218,8 +216,7 @@ def _answer_likelihoods(
         return {"source": prompt, "target": text}, prompt, text, end
 
     total, n_tokens, n_texts = 0.0, 0, 0
-    with contextlib.ExitStack() as stack:
-        stream = sys.stdin.buffer if name == "-" else stack.enter_context(open(name, "rb"))
+    with click.open_file(name, "rb") as stream:
         arrivals = Arrivals(stream, parse, "standard input, line " if name == "-" else f"{name}:")
         while (found := arrivals.take(256, True)) is not None:
             values_of = loaded.likelihoods([row[1:] for row in found])
@@ -227,18 +224,20 @@ def _answer_likelihoods(
                 if not (text or jsonl):
                     console.answer("")
                     continue
-                logprob, n = math.fsum(values), len(values)
-                mean = logprob / max(1, n)
-                numbers = {"logprob": logprob, "tokens": n, "logprob_per_token": mean}
-                numbers["perplexity"] = math.exp(min(700.0, -mean))
-                value = json.dumps(record | numbers, ensure_ascii=False)
-                console.answer(
-                    value if as_json else "\t".join(f"{x:.6g}" for x in numbers.values())
-                )
-                total, n_tokens, n_texts = total + logprob, n_tokens + n, n_texts + 1
+                logprob = math.fsum(values)
+                numbers = _likelihood(logprob, len(values))
+                line = json.dumps(record | numbers, ensure_ascii=False)
+                console.answer(line if as_json else "\t".join(f"{x:.6g}" for x in numbers.values()))
+                total, n_tokens, n_texts = total + logprob, n_tokens + len(values), n_texts + 1
     if sources is not None and next(sources, None) is not None:
         raise DataError(f"--source {source} has more lines than there are texts")
-    perplexity = math.exp(min(700.0, -total / max(1, n_tokens)))
+    perplexity = _likelihood(total, n_tokens)["perplexity"]
     console.say(
         f"{n_texts:,} texts, {n_tokens:,} tokens: logprob {total:.6g}, perplexity {perplexity:.6g}"
     )
+
+
+def _likelihood(logprob: float, n: int) -> dict[str, float]:
+    mean = logprob / max(1, n)
+    perplexity = math.exp(min(700.0, -mean))
+    return {"logprob": logprob, "tokens": n, "logprob_per_token": mean, "perplexity": perplexity}

@@ -10,7 +10,7 @@ from lmcli.artifacts import files, inventory, layout, manifest, schema
 from lmcli.commands import options
 
 
-@click.command(short_help="One artifact: what it is, what it came from.")
+@click.command()
 @click.argument("artifact")
 @options.common
 def command(artifact: str, root: Path, as_json: bool) -> None:

@@ -11,7 +11,7 @@ from lmcli.config.fields import suggest
 from lmcli.errors import UsageError
 
 
-@click.command(short_help="The state of a run: step, loss, resumable or not.")
+@click.command()
 @click.argument("run")
 @click.option("--field", metavar="NAME", help="Print one field only, for scripts.")
 @options.common
@@ -34,4 +34,4 @@ def command(run: str, field: str | None, root: Path, as_json: bool) -> None:
         console.answer(console.plain(status[field]))
     else:
         shown = {k: console.plain(v) for k, v in status.items() if v not in (None, "")}
-        console.reply(as_json, status, console.listing(shown))
+        console.reply(as_json, status, console.listing(shown.items()))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lmcli.text.tokenizer import Tokenizer
 
 
-@click.group(short_help="Train a tokenizer; encode, decode and inspect with it.")
+@click.group()
 def command() -> None:
     """Train a tokenizer; encode, decode and inspect with it.
 

@@ -13,7 +13,6 @@ from lmcli.commands import options
 from lmcli.config.model import ModelConfig
 from lmcli.config.training import StartConfig, TrainingConfig
 from lmcli.config.tuning import TaskConfig
-from lmcli.config.units import parse_duration
 from lmcli.signals import StopRequest
 
 
@@ -28,10 +27,10 @@ def how(function: Callable[..., Any]) -> Callable[..., Any]:
     )
     function = options.allow_code_execution(function)
     text = "Save and stop (exit code 75) before 3h55m, say, are over."
-    return click.option("--max-time", metavar="TIME", help=text)(function)
+    return click.option("--max-time", metavar="TIME", callback=options.seconds, help=text)(function)
 
 
-@click.command(short_help="Train a model; the same command again resumes it.")
+@click.command()
 @click.option("--name", metavar="RUN", required=True, help="Name of the run.")
 @click.option("--from", "origin", metavar="RUN", help="Run whose best weights to begin with.")
 @options.settings(
@@ -65,7 +64,7 @@ def command(name: str, origin: str | None, given: dict[str, Any], **how: Any) ->
 def run_training(
     name: str,
     asked: dict[str, Any],
-    max_time: str | None,
+    max_time: float | None,
     profile: int,
     allow_code_execution: bool,
     dry_run: bool,
@@ -78,7 +77,7 @@ def run_training(
     for path in (layout.creation_lock(run), run / layout.LOCK):
         lock.check_free(path, f"run {name}")
     # A stop that is asked for while torch is loading counts too.
-    with StopRequest(parse_duration(max_time) if max_time else None) as stop:
+    with StopRequest(max_time) as stop:
         from lmcli.runs.config import Asked
         from lmcli.runs.start import train
 

@@ -11,7 +11,7 @@ from lmcli.config.units import show_bytes
 from lmcli.errors import DataError
 
 
-@click.command(short_help="Read every byte of an artifact and check its hashes.")
+@click.command()
 @click.argument("artifact")
 @options.common
 def command(artifact: str, root: Path, as_json: bool) -> None:

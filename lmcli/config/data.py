@@ -55,10 +55,10 @@ class PairConfig:
         "numbers: columns of a table without names)",
     )
     target_key: str | None = option(None, "field or column of the target")
-    max_source_length: int = option(0, "drop pairs with more source tokens, <eos> included", low=0)
-    max_target_length: int = option(0, "drop pairs with more target tokens, <eos> included", low=0)
+    max_source_length: int = option(0, "drop pairs with more source tokens, <eos> included")
+    max_target_length: int = option(0, "drop pairs with more target tokens, <eos> included")
     max_length_ratio: float = option(
-        0.0, "drop pairs with a side that has more than X times the tokens of the other", low=0
+        0.0, "drop pairs with a side that has more than X times the tokens of the other"
     )
     drop_duplicates: bool = option(False, "keep the first of equal pairs")
 
@@ -83,8 +83,8 @@ class PairConfig:
 class SplitConfig:
     """How documents are dealt into train, val and test."""
 
-    val_fraction: float = option(0.05, "share of documents for validation", low=0, high=0.9)
-    test_fraction: float = option(0.05, "share of documents for testing", low=0, high=0.9)
+    val_fraction: float = option(0.05, "share of documents for validation", high=0.9)
+    test_fraction: float = option(0.05, "share of documents for testing", high=0.9)
     split_by: str = option(
         "auto",
         "by document hash, or by position (auto: by position below 20 documents)",
@@ -106,11 +106,7 @@ class TokenizerConfig:
         choices=("bpe", "unigram", "wordpiece", "char", "byte"),
     )
     vocab_size: int | None = option(
-        None,
-        "tokens, special ones included [8192 or what the text supports]",
-        low=1,
-        high=2**22,
-        unit="count",
+        None, "tokens, special ones included [8192 or what the text supports]", low=1, high=2**22
     )
     sample_bytes: int | None = option(
         None, "train on a random part of the text of this size (100MB) [all]", low=1, unit="bytes"

@@ -9,8 +9,6 @@ from lmcli.config.fields import option
 class EvaluationConfig:
     """Every token is scored exactly once, whatever the stride."""
 
-    stride: int = option(
-        0, "tokens scored per window, with the rest as context; 0: whole windows", low=0
-    )
-    max_tokens: int = option(0, "score the first N tokens only; 0: all", low=0, unit="count")
-    batch_tokens: int = option(16384, "tokens per forward pass", low=1, unit="count")
+    stride: int = option(0, "tokens scored per window, with the rest as context; 0: whole windows")
+    max_tokens: int = option(0, "score the first N tokens only; 0: all")
+    batch_tokens: int = option(16384, "tokens per forward pass", low=1)

@@ -10,7 +10,6 @@ import difflib
 import math
 import os
 import tomllib
-import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -27,11 +26,15 @@ def option(
     help: str,
     *,
     choices: tuple[str, ...] = (),
-    low: float | None = None,
+    low: float | None = 0,
     high: float | None = None,
     unit: str = "",
 ) -> Any:
-    """A dataclass field; `unit` is `count` (10k, 10M) or `bytes` (10MB, 2GiB) for whole numbers."""
+    """A dataclass field. Numbers are at least `low`: 0, as most count or measure something.
+
+    A whole number is written as a count (10k, 10M) unless its `unit` is `bytes` (10MB, 2GiB); text
+    whose `unit` is `duration` is one (10min).
+    """
     meta = {"help": help, "choices": choices, "low": low, "high": high, "unit": unit}
     return dataclasses.field(default=default, metadata=meta)
 
@@ -42,21 +45,13 @@ def flag(name: str) -> str:
 
 def kind(field: "dataclasses.Field[Any]") -> type:
     """The plain type of a field: int, float, str or bool (`int | None` counts as int)."""
-    hint = field.type
-    if isinstance(hint, types.UnionType):
-        hint = next(a for a in typing.get_args(hint) if a is not type(None))
-    if not isinstance(hint, type):
-        raise TypeError(f"field {field.name} has no plain type: {hint}")
-    return hint
-
-
-def optional(field: "dataclasses.Field[Any]") -> bool:
-    return isinstance(field.type, types.UnionType)
+    plain: type = (typing.get_args(field.type) or (field.type,))[0]
+    return plain
 
 
 def convert(field: "dataclasses.Field[Any]", value: Any, where: str) -> Any:
     """`value` (text or TOML/JSON value) as the field's type, or a UsageError naming `where`."""
-    if value is None and optional(field):
+    if value is None and type(None) in typing.get_args(field.type):
         return None
     want, meta = kind(field), field.metadata
     try:
@@ -89,6 +84,8 @@ def _parse(want: type, value: Any, unit: str) -> Any:
         raise TypeError
     if want is int and isinstance(value, str):
         return units.parse_bytes(value) if unit == "bytes" else units.parse_count(value)
+    if unit == "duration":
+        units.parse_duration(value)
     if want is int and value != int(value):
         raise ValueError
     return want(value)
@@ -119,7 +116,6 @@ def collect(
     fields: Mapping[str, "dataclasses.Field[Any]"],
     flags: Mapping[str, Any],
     config_file: Path | None = None,
-    environ: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The values the user gave for `fields`, by precedence; defaults are left out."""
     found: dict[str, Any] = {}
@@ -129,13 +125,12 @@ def collect(
             if key not in fields:
                 raise UsageError(f"{config_file}: unknown key {key!r}{suggest(key, fields)}")
             found[key] = convert(fields[key], value, f"{config_file}: {key}")
-    environ = os.environ if environ is None else environ
     for key, field in fields.items():
         name = "LMCLI_" + key.upper()
-        if name in environ:
-            found[key] = convert(field, environ[name], name)
+        if name in os.environ:
+            found[key] = convert(field, os.environ[name], name)
     for key, value in flags.items():
-        if value is not None and key in fields:
+        if value is not None:
             found[key] = convert(fields[key], value, flag(key))
     return found
 

@@ -13,24 +13,26 @@ from lmcli.errors import UsageError
 class GenerationConfig:
     """Decoding settings; temperature 0 is greedy. Lengths are in tokens."""
 
-    max_new_tokens: int = option(128, "tokens to generate at most", low=1, unit="count")
-    max_length: int = option(0, "prompt and completion together at most; 0: no limit", low=0)
-    temperature: float = option(0.8, "0 is greedy; higher is more varied", low=0)
-    top_k: int = option(0, "keep the k most likely tokens; 0: all", low=0)
-    top_p: float = option(1.0, "keep the most likely tokens up to this mass", low=0, high=1)
+    max_new_tokens: int = option(128, "tokens to generate at most", low=1)
+    max_length: int = option(0, "prompt and completion together at most; 0: no limit")
+    temperature: float = option(0.8, "0 is greedy; higher is more varied")
+    top_k: int = option(0, "keep the k most likely tokens; 0: all")
+    top_p: float = option(1.0, "keep the most likely tokens up to this mass", high=1)
     min_p: float = option(
-        0.0, "keep tokens at least so many times as likely as the likeliest", low=0, high=1
+        0.0, "keep tokens at least so many times as likely as the likeliest", high=1
     )
     repetition_penalty: float = option(
-        1.0, "above 1: tokens of the prompt and the text so far are less likely", low=0
+        1.0, "above 1: tokens of the prompt and the text so far are less likely"
     )
-    no_repeat_ngram: int = option(0, "never repeat so many tokens in a row; 0: may", low=0)
-    min_new_tokens: int = option(0, "no end of text before so many tokens", low=0)
-    seed: int = option(0, "seed of the draws", low=0)
+    no_repeat_ngram: int = option(0, "never repeat so many tokens in a row; 0: may")
+    min_new_tokens: int = option(0, "no end of text before so many tokens")
+    seed: int = option(0, "seed of the draws")
     num_return_sequences: int = option(1, "completions per prompt", low=1, high=2**16)
     num_beams: int = option(1, "beam search over so many hypotheses; 1: none", low=1, high=256)
     length_penalty: float = option(
-        1.0, "beams: scores are divided by length to this power; above 0 favours longer ones"
+        1.0,
+        "beams: scores are divided by length to this power; above 0 favours longer ones",
+        low=None,
     )
     batch_size: int = option(16, "sequences decoded together; the beams of a prompt are one", low=1)
 

@@ -16,43 +16,39 @@ class ModelConfig:
     """
 
     arch: str = option("decoder", "model family", choices=("decoder", "encoder-decoder"))
-    vocab_size: int = option(0, "tokens in the vocabulary; 0: from the tokenizer", low=0)
-    context_length: int = option(256, "longest sequence in tokens", low=1, unit="count")
-    d_model: int = option(192, "width of the residual stream", low=1, unit="count")
+    vocab_size: int = option(0, "tokens in the vocabulary; 0: from the tokenizer")
+    context_length: int = option(256, "longest sequence in tokens", low=1)
+    d_model: int = option(192, "width of the residual stream", low=1)
     n_layers: int = option(4, "decoder blocks", low=1, high=1024)
-    n_encoder_layers: int = option(
-        0, "encoder blocks (encoder-decoder); 0: as n_layers", low=0, high=1024
-    )
+    n_encoder_layers: int = option(0, "encoder blocks (encoder-decoder); 0: as n_layers", high=1024)
     n_heads: int = option(4, "query heads", low=1)
-    n_kv_heads: int = option(0, "key and value heads (grouped-query); 0: as n_heads", low=0)
-    head_dim: int = option(0, "width of one head; 0: d_model / n_heads", low=0)
-    d_ff: int = option(0, "hidden width of the MLP; 0: 4 x d_model", low=0, unit="count")
-    dropout: float = option(0.0, "dropout on embeddings and sublayer outputs", low=0, high=0.95)
-    attention_dropout: float = option(0.0, "dropout on attention weights", low=0, high=0.95)
+    n_kv_heads: int = option(0, "key and value heads (grouped-query); 0: as n_heads")
+    head_dim: int = option(0, "width of one head; 0: d_model / n_heads")
+    d_ff: int = option(0, "hidden width of the MLP; 0: 4 x d_model")
+    dropout: float = option(0.0, "dropout on embeddings and sublayer outputs", high=0.95)
+    attention_dropout: float = option(0.0, "dropout on attention weights", high=0.95)
     position: str = option(
-        "rope",
-        "position encoding",
-        choices=("rope", "learned", "sinusoidal", "relative", "none"),
+        "rope", "position encoding", choices=("rope", "learned", "sinusoidal", "relative", "none")
     )
     rope_theta: float = option(10000.0, "base of the rotary wavelengths", low=1)
     rope_scaling: float = option(1.0, "positions are divided by this before rotation", low=1)
     norm: str = option("rmsnorm", "normalisation", choices=("rmsnorm", "layernorm"))
     norm_position: str = option("pre", "norm before or after a sublayer", choices=("pre", "post"))
-    norm_eps: float = option(1e-6, "epsilon inside the norm", low=0)
+    norm_eps: float = option(1e-6, "epsilon inside the norm")
     activation: str = option(
         "relu2",
         "MLP activation",
         choices=("relu", "gelu", "gelu_tanh", "silu", "relu2", "swiglu", "geglu"),
     )
-    attention_scale: float = option(0.0, "factor on q.k; 0: 1/sqrt(head_dim)", low=0)
+    attention_scale: float = option(0.0, "factor on q.k; 0: 1/sqrt(head_dim)")
     qk_norm: bool = option(True, "RMS-normalise queries and keys per head")
-    sliding_window: int = option(0, "attend to the last N positions only; 0: all", low=0)
+    sliding_window: int = option(0, "attend to the last N positions only; 0: all")
     qkv_bias: bool = option(False, "bias on the q, k and v projections")
     o_bias: bool = option(False, "bias on the attention output projection")
     mlp_bias: bool = option(False, "bias on the MLP projections")
     norm_bias: bool = option(False, "bias in layernorm")
     output_bias: bool = option(False, "bias on the output layer: softmax(hW + b)")
-    embedding_scale: float = option(1.0, "factor on token embeddings; 0: sqrt(d_model)", low=0)
+    embedding_scale: float = option(1.0, "factor on token embeddings; 0: sqrt(d_model)")
     tie_embeddings: bool = option(False, "the output layer is the embedding, transposed")
     init: str = option(
         "zero-out",

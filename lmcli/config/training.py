@@ -26,7 +26,6 @@ class StartConfig:
         "the dial: about this many parameters in the blocks (1M, 10M, 1B); shape, batch, rate and "
         "steps follow from it (docs/recipes.md)",
         low=50_000,
-        unit="count",
     )
     ratio: float | None = option(None, "with size: tokens per parameter; default 20", low=0.01)
 
@@ -35,59 +34,53 @@ class StartConfig:
 class TrainingConfig:
     """The training half of a run's config.json. Sizes are per optimizer step, over all ranks."""
 
-    steps: int = option(1000, "optimizer steps in all", low=1, unit="count")
-    batch_size: int = option(16, "sequences per step", low=1, high=2**20, unit="count")
+    steps: int = option(1000, "optimizer steps in all", low=1)
+    batch_size: int = option(16, "sequences per step", low=1, high=2**20)
     batch_tokens: int = option(
         0,
         "pairs: tokens per step of the longer side, padding included; 0: batch_size pairs",
-        low=0,
         high=2**26,
-        unit="count",
     )
     pack: bool = option(False, "pairs: several in one row, kept apart (decoder-only)")
     micro_batch_size: int = option(
-        0, "sequences per forward pass; the step accumulates them; 0: batch_size", low=0
+        0, "sequences per forward pass; the step accumulates them; 0: batch_size"
     )
     optimizer: str = option(
         "adamw", "adamw, or muon for the blocks' matrices", choices=("adamw", "muon")
     )
-    lr: float = option(3e-3, "peak learning rate", low=0)
+    lr: float = option(3e-3, "peak learning rate")
     schedule: str = option(
         "cosine",
         "learning-rate schedule",
         choices=("cosine", "linear", "constant", "wsd", "inverse-sqrt"),
     )
-    warmup_steps: int = option(20, "steps of linear warm-up", low=0, unit="count")
-    warmup_tokens: int = option(
-        0, "tokens of linear warm-up instead of steps; 0: warmup_steps", low=0, unit="count"
-    )
-    decay_fraction: float = option(0.4, "share of the steps that wsd decays over", low=0, high=1)
-    final_lr_fraction: float = option(0.0, "learning rate at the end, of the peak", low=0, high=1)
-    weight_decay: float = option(0.1, "decoupled weight decay on matrices", low=0)
-    beta1: float = option(0.9, "AdamW first-moment decay", low=0, high=0.9999)
-    beta2: float = option(0.95, "AdamW second-moment decay", low=0, high=0.99999)
-    adam_eps: float = option(1e-8, "AdamW epsilon", low=0)
+    warmup_steps: int = option(20, "steps of linear warm-up")
+    warmup_tokens: int = option(0, "tokens of linear warm-up instead of steps; 0: warmup_steps")
+    decay_fraction: float = option(0.4, "share of the steps that wsd decays over", high=1)
+    final_lr_fraction: float = option(0.0, "learning rate at the end, of the peak", high=1)
+    weight_decay: float = option(0.1, "decoupled weight decay on matrices")
+    beta1: float = option(0.9, "AdamW first-moment decay", high=0.9999)
+    beta2: float = option(0.95, "AdamW second-moment decay", high=0.99999)
+    adam_eps: float = option(1e-8, "AdamW epsilon")
     label_smoothing: float = option(
-        0.0, "share of a target's mass given to all tokens, in training", low=0, high=0.9
+        0.0, "share of a target's mass given to all tokens, in training", high=0.9
     )
     z_loss: float = option(
-        0.0, "weight of the squared log of the softmax's sum, which keeps logits small", low=0
+        0.0, "weight of the squared log of the softmax's sum, which keeps logits small"
     )
     ema: float = option(
-        0.0, "decay of a running mean of the weights, which is what is used; 0: off", low=0, high=1
+        0.0, "decay of a running mean of the weights, which is what is used; 0: off", high=1
     )
-    grad_clip: float = option(1.0, "clip the gradient norm to this; 0: off", low=0)
-    seed: int = option(0, "seed of weights, data order and dropout", low=0)
-    eval_every: int = option(100, "validate every N steps; 0: at the end", low=0, unit="count")
-    eval_tokens: int = option(
-        65536, "validate on the first N tokens of the split; 0: all", low=0, unit="count"
-    )
+    grad_clip: float = option(1.0, "clip the gradient norm to this; 0: off")
+    seed: int = option(0, "seed of weights, data order and dropout")
+    eval_every: int = option(100, "validate every N steps; 0: at the end")
+    eval_tokens: int = option(65536, "validate on the first N tokens of the split; 0: all")
     eval_prompt: str | None = option(None, "completed and shown at each validation")
-    save_every: int = option(100, "checkpoint every N steps; 0: at the end", low=0, unit="count")
-    log_every: int = option(10, "log every N steps", low=1, unit="count")
+    save_every: int = option(100, "checkpoint every N steps; 0: at the end")
+    log_every: int = option(10, "log every N steps", low=1)
     keep_last: int = option(2, "newest checkpoints kept besides the best", low=1)
     average_last: int = option(
-        0, "use the mean of the last N checkpoints, which are kept; 0: use the best", low=0
+        0, "use the mean of the last N checkpoints, which are kept; 0: use the best"
     )
     best_by: str = option(
         "loss",
@@ -99,9 +92,7 @@ class TrainingConfig:
         None, "prompts with tests (JSONL); best_by pass@1 runs what the model makes of them"
     )
     eval_pairs: int = option(200, "pairs of the val split that best_by decodes", low=1)
-    patience: int = option(
-        0, "stop after N validations in a row without a new best; 0: never", low=0
-    )
+    patience: int = option(0, "stop after N validations in a row without a new best; 0: never")
     on_nonfinite: str = option(
         "abort",
         "NaN or infinity in loss or gradients, which never reaches the weights: abort, skip the "
@@ -114,25 +105,25 @@ class TrainingConfig:
         choices=("ignore", "abort", "skip", "rewind"),
     )
     spike_sigma: float = option(6.0, "what is far: standard deviations above the mean", low=1)
-    max_skips: int = option(10, "skips and rewinds in a run before it aborts", low=0)
+    max_skips: int = option(10, "skips and rewinds in a run before it aborts")
     device: str = option("auto", "cpu, cuda, mps or auto", choices=("auto", "cpu", "cuda", "mps"))
     dtype: str = option(
-        "auto",
-        "compute precision; weights stay float32",
-        choices=("auto", "float32", "bfloat16"),
+        "auto", "compute precision; weights stay float32", choices=("auto", "float32", "bfloat16")
     )
     compile: str = option(
         "auto", "torch.compile, where it pays back within the run", choices=("auto", "on", "off")
     )
     recompute: bool = option(False, "keep no activations of a block, but compute them again")
     budget: str | None = option(
-        None, "wall-clock time of the whole run, such as 10min: steps follow, decay ends with it"
+        None,
+        "wall-clock time of the whole run, such as 10min: steps follow, decay ends with it",
+        unit="duration",
     )
     tune: bool = option(
         True,
         "keep freed memory (glibc), a tenth of a step; fewer threads while other processes work",
     )
-    threads: int = option(0, "CPU threads; 0: all cores this process may use", low=0, high=1024)
+    threads: int = option(0, "CPU threads; 0: all cores this process may use", high=1024)
 
     def __post_init__(self) -> None:
         if self.lr <= 0:
@@ -141,10 +132,5 @@ class TrainingConfig:
             raise UsageError("--patience counts validations; --eval-every 0 has only the last")
         if (self.best_by == "pass@1") != (self.problems is not None):
             raise UsageError("--best-by pass@1 and --problems FILE go together")
-        if self.budget is not None:
-            try:
-                seconds = parse_duration(self.budget)
-            except UsageError as error:
-                raise UsageError(f"--budget: {error}") from None
-            if not 1 <= seconds <= 1e9:
-                raise UsageError(f"--budget {self.budget} must be from 1s to some years")
+        if self.budget is not None and not 1 <= parse_duration(self.budget) <= 1e9:
+            raise UsageError(f"--budget {self.budget} must be from 1s to some years")

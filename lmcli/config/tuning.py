@@ -22,8 +22,8 @@ class TaskConfig:
 class AdapterConfig:
     """Which weights learn. LoRA (Hu et al. 2022) adds B A x alpha / rank to frozen matrices."""
 
-    lora_rank: int = option(0, "learn low-rank updates of this rank only; 0: all weights", low=0)
-    lora_alpha: float = option(0.0, "scale of the updates times the rank; 0: twice the rank", low=0)
+    lora_rank: int = option(0, "learn low-rank updates of this rank only; 0: all weights")
+    lora_alpha: float = option(0.0, "scale of the updates times the rank; 0: twice the rank")
     lora_targets: str = option(
         "q_proj,k_proj,v_proj,o_proj,up,gate,down", "matrices that get an update"
     )

@@ -52,25 +52,16 @@ class LoadedRun:
         done = self.engine.generate([self.encode(p) for p in prompts], config)
         return [[self.tokenizer.decode(c.ids) for c in completions] for completions in done]
 
-    def likelihoods(
-        self, texts: Sequence[tuple[str | None, str, bool]], batch_tokens: int = 8192
-    ) -> list[list[float]]:
+    def likelihoods(self, texts: Sequence[tuple[str | None, str, bool]]) -> list[list[float]]:
         """The log-probability of each token of (prompt or source, text, whether `<eos>` ends it).
 
         As for `sample` the prompt is read within the run's template. A text alone is a document.
         """
-        eos = self.tokenizer.eos_id
-        found = likelihoods(
-            self.engine,
-            [
-                (
-                    None if prompt is None else self.encode(prompt),
-                    self.tokenizer.encode(text) + [eos] * ended,
-                )
-                for prompt, text, ended in texts
-            ],
-            batch_tokens,
-        )
+        items = []
+        for prompt, text, ended in texts:
+            ids = self.tokenizer.encode(text) + [self.tokenizer.eos_id] * ended
+            items.append((None if prompt is None else self.encode(prompt), ids))
+        found = likelihoods(self.engine, items, batch_tokens=8192)
         return [values.tolist() for values in found]
 
     def next_tokens(self, prompt: str, top: int) -> list[dict[str, Any]]:
@@ -144,25 +135,21 @@ def load(
     return LoadedRun(run, config, engine, tokenizer, machine, state.step, checkpoint_id)
 
 
-@dataclass(frozen=True)
-class Judging:
-    """How outputs for the sources of pairs are made and scored; no metrics: the task's own."""
-
-    metrics: tuple[str, ...] = ()
-    max_pairs: int = 0  # 0: all
-    generation: GenerationConfig = GenerationConfig(temperature=0)
-    scoring: ScoringConfig = ScoringConfig()
-
-
 def evaluate(
     loaded: LoadedRun,
     root: Path,
     data: str | None,
     split: str,
     config: EvaluationConfig,
-    judging: Judging = Judging(),
+    metrics: Sequence[str],
+    max_pairs: int,
+    decoding: GenerationConfig,
+    scoring: ScoringConfig,
 ) -> dict[str, Any]:
     """Scores a split of a dataset, by default of the one that the run was trained on.
+
+    Of pairs also what the run makes of the first `max_pairs` sources (0: all), by `metrics` or else
+    the task's own.
 
     Raises MismatchError when that is not what bears its name now, or when the dataset was made
     with another tokenizer.
@@ -180,24 +167,20 @@ def evaluate(
     check_tokenizer(loaded.path, data, dataset)
     if split not in dataset.splits:
         raise UsageError(f"--split {split}: {data} has {', '.join(dataset.splits)}")
-    context = loaded.config.model.context_length
-    tokenizer = loaded.tokenizer
+    if metrics and not dataset.sources:
+        raise UsageError(f"--metric {metrics[0]} is for pairs, but {data} is plain text")
+    model, task, tokenizer = loaded.config.model, loaded.config.tuning.task, loaded.tokenizer
     reader = loaded.config.reader(dataset, split, tokenizer) if dataset.sources else None
-    scorer = SplitScorer(dataset.splits[split], tokenizer, loaded.config.model, config, reader)
+    scorer = SplitScorer(dataset.splits[split], tokenizer, model, config, reader)
     with console.Progress("window", scorer.n_windows) as progress:
         counts = scorer.score(loaded.engine, progress.update)
-    scores = perplexity.scores(counts, context, scorer.stride)
+    scores = perplexity.scores(counts, model.context_length, scorer.stride)
     settings = dataclasses.asdict(config) | {"dtype": loaded.machine.dtype}
-    task = loaded.config.tuning.task
-    metrics = judging.metrics or ((tasks.TASKS[task].metric,) if task and reader else ())
-    if metrics and reader is None:
-        raise UsageError(f"--metric {metrics[0]} is for pairs, but {data} is plain text")
+    metrics = metrics or ([tasks.TASKS[task].metric] if task else [])
     if metrics and reader is not None:
-        outputs = decode_pairs(
-            loaded.engine, reader, tokenizer, judging.generation, judging.max_pairs
-        )
-        scores += [outputs.score(metric, judging.scoring) for metric in metrics]
-        how = dataclasses.asdict(judging.generation) | {"pairs": len(outputs.sources)}
+        outputs = decode_pairs(loaded.engine, reader, tokenizer, decoding, max_pairs)
+        scores += [outputs.score(metric, scoring) for metric in metrics]
+        how = dataclasses.asdict(decoding) | {"pairs": len(outputs.sources)}
         settings |= {"metrics": "+".join(metrics), "outputs": files.digest(how)[:8], **how}
     return {
         "run": loaded.path.name,
