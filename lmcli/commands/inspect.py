@@ -162,14 +162,14 @@ def model(
     if (run is None) == (preset_name is None):
         raise UsageError("name a run, or a shape with --preset NAME")
     from lmcli.artifacts import layout
-    from lmcli.runs.config import RunConfig, parameters, shape
+    from lmcli.runs.config import RunConfig, parameters, preset
 
     if run is not None:
         config = RunConfig.read(layout.find(root, run, "run")).model
     else:
         assert preset_name is not None
-        config = shape(preset_name, {})
-        config = config.resolved(50257 if preset_name.startswith("gpt2") else vocab_size)
+        config = preset(preset_name)
+        config = config.resolved(config.vocab_size or vocab_size)
     shapes = parameters(config)
     sizes = {name: math.prod(dims) for name, dims in shapes.items()}
     total = sum(sizes.values())

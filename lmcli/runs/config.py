@@ -22,7 +22,8 @@ from lmcli.dataset.buckets import Examples, Pairs
 from lmcli.dataset.store import Dataset
 from lmcli.errors import DataError, MismatchError, UsageError
 from lmcli.model import lora
-from lmcli.model.presets import TRAINING, paced, preset, sized
+from lmcli.model.presets import TRAINING, paced, sized
+from lmcli.model.presets import preset as preset
 from lmcli.model.transformer import Transformer
 from lmcli.model.transformer import parameters as parameters
 from lmcli.text import tasks
@@ -40,7 +41,6 @@ AUTOMATIC = (
 )
 DECIDED = ("threads", "micro_batch_size", "compile", "budget")  # what a run itself may change
 SHAPE = {f.name for f in dataclasses.fields(ModelConfig)}
-TUNING = {f.name for f in dataclasses.fields(TuningConfig)}
 RATIO = 20.0  # tokens per parameter (Hoffmann et al. 2022)
 WORTH_COMPILING, SMALL_STEP = 900.0, 2e10  # seconds of a run; operations of a step
 # Operations a second that are likely reached, by device and precision.
@@ -74,10 +74,9 @@ class RunConfig:
         path = run / layout.CONFIG
         value = files.read_json(path, schema.CONFIG, CONFIG_FORMAT)
         try:
-            model = fields.build(ModelConfig, value["model"], lambda k: f"model.{k}")
-            training = fields.build(TrainingConfig, value["training"], lambda k: f"training.{k}")
-            given = value.get("tuning", {})
-            tuning = fields.build(TuningConfig, given, lambda k: f"tuning.{k}")
+            model = fields.build(ModelConfig, value["model"], "model.{}".format)
+            training = fields.build(TrainingConfig, value["training"], "training.{}".format)
+            tuning = fields.build(TuningConfig, value.get("tuning", {}), "tuning.{}".format)
             derived = model.resolved()
         except UsageError as error:
             raise MismatchError(f"{path}: {error}") from None
@@ -148,20 +147,17 @@ class RunConfig:
         lora.adapt(model, self.tuning)
         return model
 
-    def template(self, tokenizer: Tokenizer) -> tasks.Template | None:
-        """How the model reads a source, where it was trained on pairs."""
-        if self.tuning.template is None:
-            return None
-        return tasks.Template.parse(self.tuning.template, tokenizer)
+    def template(self, tokenizer: Tokenizer) -> tasks.Template:
+        """How the model reads a source; nothing is around it where it was not trained on pairs."""
+        return tasks.Template.parse(self.tuning.template or "{source}", tokenizer)
 
     def reader(self, dataset: Dataset, split: str, tokenizer: Tokenizer) -> Examples:
         """The pairs of a split as this model reads them."""
-        template, both = self.template(tokenizer), self.model.arch == "encoder-decoder"
-        if template is None:
-            text = tasks.template(self.model.arch, self.tuning.task, tokenizer)
-            template = tasks.Template.parse(text, tokenizer)
+        arch, tuning = self.model.arch, self.tuning
+        text = tuning.template or tasks.template(arch, tuning.task, tokenizer)
         if dataset.manifest.config.get("chat"):  # whose sources have it around them already
-            template = tasks.Template((), ())
+            text = "{source}"
+        template, both = tasks.Template.parse(text, tokenizer), arch == "encoder-decoder"
         stores = dataset.sources[split], dataset.splits[split]
         return Examples(*stores, template, self.model.context_length, both, tokenizer.eos_id)
 
@@ -186,7 +182,6 @@ class Asked:
     origin: str | None = None  # --from: the run whose best weights a new one begins with
     given: dict[str, Any] = dataclasses.field(default_factory=dict)
     usual: dict[str, Any] = dataclasses.field(default_factory=dict)  # instead of the defaults
-    measured: bool = False  # whether the steps are those that the budget allows
     profile: int = 0  # steps to trace
     allow_code_execution: bool = False
 
@@ -211,15 +206,12 @@ def plan(root: Path, asked: Asked, say: bool = True) -> tuple[RunConfig, Dataset
     if asked.data is None:
         raise UsageError("--data names the dataset of a new run; build one: lmcli data build")
     data, given, begin, origin, tokens = asked.data, asked.given, None, {}, 0
-    if given.get("budget") is not None and given.get("steps") and not asked.measured:
-        raise UsageError("--budget derives the steps; leave out one of --budget and --steps")
     dataset = Dataset.open(layout.find(root, data, "dataset"), hashes=True)
     tokenizer = Tokenizer.load(dataset.path / layout.TOKENIZER)
     if dataset.vocab_size != tokenizer.vocab_size:
         raise DataError(f"{dataset.path}: its vocab_size is not its tokenizer's; rebuild it")
     if asked.origin is None:
-        given = dict(given)
-        size, ratio = given.pop("size", None), given.pop("ratio", None)
+        size, ratio = given.get("size"), given.get("ratio")
         if size is not None and asked.preset is not None:
             raise UsageError(f"--size {size} and --preset {asked.preset}: give one of them")
         if ratio is not None and size is None:
@@ -245,20 +237,19 @@ def plan(root: Path, asked: Asked, say: bool = True) -> tuple[RunConfig, Dataset
             f"{tokenizer.vocab_size} tokens"
         )
     model = model.resolved(tokenizer.vocab_size)
-    rest = {key: value for key, value in given.items() if key not in SHAPE}
     if dataset.sources:
         facts = dataset.manifest.config
         chat = facts["chat_template"] if facts.get("chat") else None
         before = begin[0].tuning if begin else TuningConfig()
-        rest = _for_pairs(rest, model, tokenizer, before, chat)
-    elif only := [key for key in FOR_PAIRS if rest.get(key) not in (None, 0, "loss", "pass@1")]:
+        given = _for_pairs(given, model, tokenizer, before, chat)
+    elif only := [key for key in FOR_PAIRS if given.get(key) not in (None, 0, "loss", "pass@1")]:
         raise UsageError(f"{fields.flag(only[0])} is for pairs, but {data} is plain text")
-    tuning = fields.build(TuningConfig, {k: rest.pop(k) for k in TUNING & rest.keys()})
+    tuning = fields.pick(TuningConfig, given)
     if tokens:  # as many as the dial says, whatever batch was asked for
-        rows = rest.get("batch_size", usual["batch_size"])
-        size = rest.get("batch_tokens") or rows * model.context_length
+        rows = given.get("batch_size", usual["batch_size"])
+        size = given.get("batch_tokens") or rows * model.context_length
         usual = usual | paced(math.ceil(tokens / size))
-    training = fields.build(TrainingConfig, usual | rest)
+    training = fields.pick(TrainingConfig, usual | given)
     if tuning.lora_rank and begin is None:
         raise UsageError("--lora-rank updates weights that are there: name a run with --from")
     machine = precision.resolve(training.device, training.dtype, training.threads)
@@ -326,11 +317,9 @@ def pays_to_compile(
     return gains and seconds > WORTH_COMPILING
 
 
-def shape(base: ModelConfig | str, given: dict[str, Any]) -> ModelConfig:
-    """A preset, or its name, with the model settings of `given` in place of its own; not yet
-    resolved."""
+def shape(base: ModelConfig, given: dict[str, Any]) -> ModelConfig:
+    """A preset with the model settings of `given` in place of its own; not yet resolved."""
     own = {k: v for k, v in given.items() if k in SHAPE}
-    base = preset(base) if isinstance(base, str) else base
     values = dataclasses.asdict(base) | {"vocab_size": 0}
     # A derived value follows the one it derives from, unless the user pinned both.
     for key, pinned in DERIVED:
@@ -358,22 +347,20 @@ def changes(stored: RunConfig, current: TrainingConfig, asked: Asked) -> dict[st
         )
     wanted = dict(asked.given)
     size, _ = wanted.pop("size", None), wanted.pop("ratio", None)
-    base = preset(asked.preset) if asked.preset is not None else None
-    if size is not None:
-        base, _ = sized(size, RATIO, stored.model.arch == "encoder-decoder")
-    if base is not None:
-        model = shape(base, wanted).resolved(stored.model.vocab_size)
-        wanted |= dataclasses.asdict(model)
+    if size is not None or asked.preset is not None:
+        base = preset(asked.preset or "nano")
+        if size is not None:
+            base, _ = sized(size, RATIO, stored.model.arch == "encoder-decoder")
+        wanted |= vars(shape(base, wanted).resolved(stored.model.vocab_size))
+    before = vars(current) | vars(stored.tuning) | vars(stored.model)
     changes = {}
     for key, value in wanted.items():
-        in_model = key in SHAPE | TUNING
-        part = stored.model if key in SHAPE else stored.tuning if in_model else current
-        old = getattr(part, key)
+        old = before[key]
         if value == old or (key in AUTOMATIC and value in (0, "auto")):
             continue
         if key in DECIDED and value == getattr(stored.training, key):
             continue  # what the run has decided since stays
-        if in_model or key not in CHANGEABLE:
+        if key not in CHANGEABLE:
             raise MismatchError(
                 f"{fields.flag(key)} {value}: the run was started with {old}; leave it out to "
                 "continue, or choose another --name"

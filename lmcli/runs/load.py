@@ -43,9 +43,7 @@ class LoadedRun:
 
     def encode(self, prompt: str) -> list[int]:
         """The ids of a prompt, which is a source within its template for a run on pairs."""
-        ids = self.tokenizer.encode(prompt)
-        template = self.config.template(self.tokenizer)
-        return template.prompt(ids) if template else ids
+        return self.config.template(self.tokenizer).prompt(self.tokenizer.encode(prompt))
 
     def complete(self, prompts: Sequence[str], config: GenerationConfig) -> list[list[str]]:
         """`num_return_sequences` completions of each prompt."""
@@ -86,7 +84,7 @@ class LoadedRun:
             return word_attention(self.engine, self.tokenizer, text)
         if target is None:
             [[target]] = self.complete([text], GenerationConfig(temperature=0))
-        template = self.config.template(self.tokenizer) or tasks.Template((), ())
+        template = self.config.template(self.tokenizer)
         return cross_attention(self.engine, self.tokenizer, text, target, template)
 
 

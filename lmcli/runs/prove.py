@@ -10,6 +10,8 @@ from lmcli.runs.start import open_trainer
 from lmcli.signals import StopRequest
 from lmcli.training import checkpoint, events
 
+COPIED = (layout.CONFIG, layout.TOKENIZER, layout.MANIFEST, layout.METRICS, layout.EVENTS)
+
 
 def prove(
     root: Path, reference: str, steps: int, allow_code_execution: bool = False
@@ -36,9 +38,7 @@ def prove(
             )
         files.remove(copy.parent)
         try:
-            for name in (layout.CONFIG, layout.TOKENIZER, layout.MANIFEST):
-                files.copy(run / name, copy / name)
-            for name in (layout.METRICS, layout.EVENTS):
+            for name in COPIED:
                 if (run / name).exists():
                     files.copy(run / name, copy / name)
             for kept in {found[0], layout.checkpoint(run, 0)} if found else ():

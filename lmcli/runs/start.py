@@ -78,8 +78,10 @@ def fit_budget(root: Path, asked: Asked) -> Asked:
     tokens that will be seen.
     """
     given = asked.given
-    if given.get("budget") is None or "steps" in given or asked.data is None:
+    if given.get("budget") is None or asked.data is None:
         return asked
+    if "steps" in given:
+        raise UsageError("--budget derives the steps; leave out one of --budget and --steps")
     TrainingConfig(budget=given["budget"])  # whether it is one
     seconds = parse_duration(given["budget"])
     by_size = not (asked.preset or asked.origin or given.keys() & SHAPE)
@@ -99,7 +101,7 @@ def fit_budget(root: Path, asked: Asked) -> Asked:
             break
     console.say(f"a step takes {rate:.2f} s here: about {steps:,} steps in {given['budget']}")
     found = paced(steps) | sized | {"steps": steps}
-    return dataclasses.replace(asked, given=found, measured=True)
+    return dataclasses.replace(asked, given=found)
 
 
 Planned = tuple[RunConfig, bytes, dict[str, str], dict[str, Tensor] | None]
@@ -295,7 +297,7 @@ def validation(
 
     def write(engine: Engine, prompts: list[str], how: GenerationConfig) -> list[str]:
         ids = [tokenizer.encode(text) for text in prompts]
-        done = engine.generate([template.prompt(i) if template else i for i in ids], how)
+        done = engine.generate(list(map(template.prompt, ids)), how)
         return [tokenizer.decode(completions[0].ids) for completions in done]
 
     def evaluate(model: Transformer, step: int, say: Callable[[str], None]) -> dict[str, float]:
