@@ -107,8 +107,8 @@ class Progress:
 
     def __init__(self, title: str, total: float | None, unit: str = "", done: float = 0.0) -> None:
         self.title, self.total, self.unit = title, total, unit
-        self.done = done  # what earlier sessions did counts for the bar, not for the time left
-        self._first: float | None = None  # done when this session began
+        # What earlier sessions did counts for the bar, not for the time left.
+        self.done = self._first = done
         self._start = self._last = time.monotonic()
         self._bar: Any = None
 
@@ -125,7 +125,9 @@ class Progress:
                 rich_progress.TimeRemainingColumn(),
                 console=Console(stderr=True),
             )
-            self._task = self._bar.add_task(self.title, total=self.total, note="")
+            self._task = self._bar.add_task(
+                self.title, total=self.total, completed=self.done, note=""
+            )
             self._bar.start()
         return self
 
@@ -135,13 +137,9 @@ class Progress:
 
     def update(self, done: float, note: str = "") -> None:
         """`done` is the total so far, not an increment."""
-        if self._first is None:
-            self._first = self.done
-            if self._bar is not None:
-                self._bar.reset(self._task, total=self.total, completed=self._first)
         self.done = done
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, note=note)
+            self._bar.update(self._task, total=self.total, completed=done, note=note)
         elif time.monotonic() - self._last >= EVERY:
             self._last = time.monotonic()
             self._line(note)
@@ -156,7 +154,7 @@ class Progress:
         words = f"{self.title} {self.done:,.0f}"
         if self.total:
             words += f"/{self.total:,.0f}"
-            if here := self.done - (self._first or 0):
+            if here := self.done - self._first:
                 left = (self.total - self.done) / here * (time.monotonic() - self._start)
                 note = f"{note}  ETA {show_duration(left)}".strip()
         say(f"{words} {self.unit}".rstrip() + f"  {note}".rstrip())

@@ -96,30 +96,26 @@ def attention(
     from lmcli.runs.load import load
 
     found = load(root, run, **at).attention(text, target)
-    matrix = found.chosen(layer, head)
+    matrix, own = found.chosen(layer, head), found.source == found.words
     facts: dict[str, Any] = {"layer": layer or "mean", "head": head or "mean", "note": found.note}
     facts |= {"words": found.words, "source": found.source, "weights": matrix.tolist()}
-    if focus is not None:
+    if focus is None:
+        shown = heat_map(found.words, found.source, matrix)
+    else:
         i = found.find(focus)
         facts |= {"focus": found.words[i], "looks_at": matrix[i].tolist()}
-        if found.source == found.words:
-            facts |= {"looked_at_by": matrix[:, i].tolist()}
-    if as_json:
-        console.answer_json(facts)
-    elif focus is None:
-        console.answer(heat_map(found.words, found.source, matrix))
-    else:
-        own = found.source == found.words
         seen = i + 1 if own else len(found.source)
-        tables = [(f"{focus} looks at", found.source[:seen], matrix[i, :seen])]
+        shown = f"{focus} looks at\n{_bars(found.source[:seen], matrix[i, :seen])}"
         if own:
-            tables.append((f"who looks at {focus}", found.words[i:], matrix[i:, i]))
-        for title, names, values in tables:
-            console.answer(title)
-            pairs = zip(names, values, strict=True)
-            rows = [(word, f"{value:.3f}", "█" * round(BAR * value)) for word, value in pairs]
-            console.answer(console.table(rows))
+            facts |= {"looked_at_by": matrix[:, i].tolist()}
+            shown += f"\nwho looks at {focus}\n{_bars(found.words[i:], matrix[i:, i])}"
+    console.reply(as_json, facts, shown)
     console.say(found.note)
+
+
+def _bars(words: list[str], values: "np.ndarray") -> str:
+    pairs = zip(words, values, strict=True)
+    return console.table([(word, f"{x:.3f}", "█" * round(BAR * x)) for word, x in pairs])
 
 
 def heat_map(words: list[str], source: list[str], matrix: "np.ndarray") -> str:

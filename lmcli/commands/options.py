@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +12,7 @@ import click
 from lmcli import console
 from lmcli.artifacts import layout
 from lmcli.config import fields
+from lmcli.config.training import DEVICES, DTYPES
 from lmcli.config.units import parse_duration
 from lmcli.errors import UsageError
 
@@ -166,6 +167,12 @@ def _check_checkpoint(ctx: click.Context, param: click.Parameter, value: str | N
     return value
 
 
+def _choice(name: str, help: str, choices: Sequence[str]) -> Callable[[F], F]:
+    """One of some words, the first where it is not given."""
+    kind = click.Choice(choices)
+    return click.option(name, type=kind, default=choices[0], show_default=True, help=help)
+
+
 checkpoint_option = click.option(
     "--checkpoint",
     "which",
@@ -173,24 +180,21 @@ checkpoint_option = click.option(
     callback=_check_checkpoint,
     help="Checkpoint to load; mean: of the last ones.  [default: best; with --average-last mean]",
 )
+device_option = _choice("--device", "Device.", DEVICES)
+dtype_option = _choice("--dtype", "Compute precision.", DTYPES)
+quantize_option = _choice(
+    "--quantize", "Weights in 8 or 4 bits, the rest in bfloat16.", ("none", "int8", "int4")
+)
 
 
 def checkpoint_options(function: F) -> Callable[..., Any]:
     """Which checkpoint and what to compute on: `at`, keyword arguments of `runs.load`."""
 
     @functools.wraps(function)
-    def command(which: str | None, device: str, dtype: str, quantize: str, **values: Any) -> Any:
-        at = {"which": which, "device": device, "dtype": dtype, "quantize": quantize}
+    def command(**values: Any) -> Any:
+        at = {name: values.pop(name) for name in ("which", "device", "dtype", "quantize")}
         return function(at=at, **values)
 
-    for name, choices, text in (
-        ("--quantize", ("none", "int8", "int4"), "Weights in 8 or 4 bits, the rest in bfloat16."),
-        ("--dtype", ("auto", "float32", "bfloat16"), "Compute precision."),
-        ("--device", ("auto", "cpu", "cuda", "mps"), "Device."),
-    ):
-        kind = click.Choice(choices)
-        first = choices[0]
-        command = click.option(name, type=kind, default=first, show_default=True, help=text)(
-            command
-        )
-    return checkpoint_option(command)
+    for option in (quantize_option, dtype_option, device_option, checkpoint_option):
+        command = option(command)
+    return command

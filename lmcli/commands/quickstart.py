@@ -12,7 +12,8 @@ import sys
 import sysconfig
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,28 +106,48 @@ def command(
         console.answer_json(result)
 
 
+@dataclass(frozen=True)
+class _Shell:
+    """Runs commands, each printed first; what fails or is interrupted ends the quickstart."""
+
+    root: Path
+    force: bool
+
+    def run(self, *words: str, **settings: Any) -> None:
+        """The words, then a flag for each setting: `vocab_size=4096`."""
+        from lmcli.cli import cli
+
+        flags = [word for key, value in settings.items() for word in (flag(key), str(value))]
+        where = ["--artifacts", str(self.root)] if self.root != layout.root(None) else []
+        line = [*words, *flags, *where]
+        console.say(f"\n$ lmcli {shlex.join(line)}")
+        cli.main(args=line, prog_name="lmcli", standalone_mode=False)
+
+    def make(self, *words: str, **settings: Any) -> None:
+        """A command that makes an artifact."""
+        self.run(*words, *["--force"] * self.force, **settings)
+
+
 def _pipeline(
     name: str, text: tuple[str, ...], seconds: float, force: bool, root: Path
 ) -> dict[str, Any]:
     from lmcli.dataset.store import Dataset
     from lmcli.text.sources import find_files
 
-    began = time.monotonic()
+    began, shell = time.monotonic(), _Shell(root, force)
     inputs = list(text) or [sysconfig.get_paths()["stdlib"]]
     if not text:
         console.say(f"no TEXT given: using the Python standard library in {inputs[0]}")
         inputs += [part for pattern in EXCLUDE for part in ("--exclude", pattern)]
     size = sum(path.stat().st_size for path in find_files(text or inputs[:1], EXCLUDE))
     vocab = {"vocab_size": 4096 if size > 4 * 2**20 else 2048} if size > 2**20 else {}
-    tail = ["--artifacts", str(root)] if root != layout.root(None) else []
-    make = [*tail, "--force"] if force else tail
     tokenizer, data, run = (root / folder / name for folder in layout.FOLDERS.values())
     new = [path for path in (tokenizer, data) if force or not path.exists()]
     try:
-        _run("tokenizer", "train", *inputs, "--name", name, *_flags(vocab), *make)
-        _run("data", "build", *inputs, "--tokenizer", name, "--name", name, *make)
+        shell.make("tokenizer", "train", *inputs, name=name, **vocab)
+        shell.make("data", "build", *inputs, tokenizer=name, name=name)
         left = TRAINING_SHARE * seconds - (time.monotonic() - began)
-        model = _plan(run, name, MODEL, max(5.0, left), force)
+        model = _plan(shell, name, MODEL, max(5.0, left))
     except DataError as error:  # its advice names flags that are not here
         for path in filter(Path.exists, new):  # the name is free for another try
             files.to_trash(path, root)
@@ -135,18 +156,17 @@ def _pipeline(
     steps = model["steps"]
     every = {"eval_every": max(50, steps // 5), "eval_tokens": 16384}
     every |= {"save_every": max(50, steps // 10)}
-    _run("train", "--data", name, "--name", name, *_flags(model | every), *make)
+    shell.make("train", data=name, name=name, **model, **every)
     dataset = Dataset.open(data)
     prompts = [_beginning(dataset)] if text else ["The ", "def "]
     for prompt in prompts:
-        _run("sample", name, prompt, "--max-new-tokens", "60", *tail)
-    _run("eval", name, "--data", name, "--split", "test", "--stride", "128", *tail)
-    summarizing = SUMMARIES_SHARE * seconds
-    rouge = {} if text else _summarize(root, dataset, summarizing, tail, make, force)
+        shell.run("sample", name, prompt, max_new_tokens=60)
+    shell.run("eval", name, data=name, split="test", stride=128)
+    rouge = {} if text else _summarize(shell, dataset, SUMMARIES_SHARE * seconds)
     rows = _compare(run, dataset)
     page = root / f"{name}.html"
     asked = [word for prompt in prompts for word in ("--sample", prompt)]
-    _run("report", name, "--out", str(page), *asked, "--look", PANGRAM, *tail)
+    shell.run("report", name, *asked, out=page, look=PANGRAM)
     elapsed = time.monotonic() - began
     console.say("\nbits per byte on the held-out documents, one by one (lower is better):")
     console.answer(console.table([(row, f"{bits:.3f}") for row, bits in rows]))
@@ -159,9 +179,7 @@ def _pipeline(
     return done | ({"rouge": rouge} if rouge else {})
 
 
-def _summarize(
-    root: Path, dataset: "Dataset", seconds: float, tail: list[str], make: list[str], force: bool
-) -> dict[str, float]:
+def _summarize(shell: _Shell, dataset: "Dataset", seconds: float) -> dict[str, float]:
     """Fine-tunes the model to say what a Python function does: its docstring's first line.
 
     The pairs come from the documents of each split, so that none of the test was seen before.
@@ -170,57 +188,43 @@ def _summarize(
 
     name, inputs = dataset.path.name, []
     task = f"{name}-summaries"
+    folder, run = shell.root / task, shell.root / layout.FOLDERS["run"] / task
     for split in dataset.splits:
         texts = (text.decode("utf-8", "replace") for text in _texts(dataset, split))
         lines = "".join(json.dumps(pair) + "\n" for pair in functions(texts))
-        path = root / task / f"{split}.jsonl"
+        path = folder / f"{split}.jsonl"
         if not path.exists() or path.read_text() != lines:
             files.write_file(path, lines.encode())
         inputs += [str(path)] if split == "train" else [f"--{split}", str(path)]
-    console.say(f"\nfunctions and the first line of their docstrings are in {root / task}")
-    keys = ["--source-key", "source", "--target-key", "target", "--on-error", "skip"]
-    fit = ["--max-source-length", "200", "--max-target-length", "40"]
-    _run("data", "build", *inputs, *keys, *fit, "--tokenizer", name, "--name", task, *make)
+    console.say(f"\nfunctions and the first line of their docstrings are in {folder}")
+    keys = {"source_key": "source", "target_key": "target", "on_error": "skip"}
+    fit = {"max_source_length": 200, "max_target_length": 40}
+    shell.make("data", "build", *inputs, **keys, **fit, tokenizer=name, name=task)
     shape = {k: v for k, v in MODEL.items() if k not in SUMMARIES and k != "batch_size"}
-    run = root / layout.FOLDERS["run"] / task
-    plan = _plan(run, task, shape | SUMMARIES, seconds, force)
+    plan = _plan(shell, task, shape | SUMMARIES, seconds)
     tuning = {"task": "summarization", "eval_every": 0, "eval_tokens": 16384}
     tuning |= {key: plan[key] for key in (*SUMMARIES, "steps")}
-    _run("finetune", "--from", name, "--data", task, "--name", task, *_flags(tuning), *make)
-    _run("sample", task, FUNCTION, "--temperature", "0", "--max-new-tokens", "30", *tail)
-    rouge = ["--metric", "rouge1", "--metric", "rougeL", "--max-pairs", "100"]
-    _run("eval", task, *rouge, "--max-new-tokens", "30", *tail)
+    shell.make("finetune", "--from", name, data=task, name=task, **tuning)
+    shell.run("sample", task, FUNCTION, temperature=0, max_new_tokens=30)
+    rouge = ["--metric", "rouge1", "--metric", "rougeL"]
+    shell.run("eval", task, *rouge, max_pairs=100, max_new_tokens=30)
     return {key: value for key, value in _scores(run).items() if key.startswith("rouge")}
 
 
-def _flags(settings: Mapping[str, Any]) -> list[str]:
-    return [word for name, value in settings.items() for word in (flag(name), str(value))]
-
-
-def _run(*words: str) -> None:
-    """Prints a command line and runs it; what fails or is interrupted ends the quickstart."""
-    from lmcli.cli import cli
-
-    console.say(f"\n$ lmcli {shlex.join(words)}")
-    cli.main(args=list(words), prog_name="lmcli", standalone_mode=False)
-
-
-def _plan(
-    run: Path, data: str, settings: dict[str, Any], seconds: float, force: bool
-) -> dict[str, Any]:
+def _plan(shell: _Shell, name: str, settings: dict[str, Any], seconds: float) -> dict[str, Any]:
     """The settings with the steps that fit into the time, by running a few in memory; where they
     are few, twice as many of half the batch. An earlier plan is law."""
     from lmcli.runs.config import Asked
     from lmcli.runs.start import measure
 
-    plan = dict(settings)
-    if run.exists() and not force:
+    plan, run = dict(settings), shell.root / layout.FOLDERS["run"] / name
+    if run.exists() and not shell.force:
         stored = files.read_json(run / layout.CONFIG, schema.CONFIG)["training"]
         plan |= {key: stored[key] for key in settings.keys() & {"batch_size"}}
         plan["steps"] = int(inventory.status(run).get("steps") or stored["steps"])
         console.say(f"\n{plan['steps']} steps were planned the first time; --force plans anew")
         return plan
-    rate, _ = measure(run.parent.parent, Asked(data, given=settings))
+    rate, _ = measure(shell.root, Asked(name, given=settings))
     plan["steps"] = max(20, int(seconds / rate) // 10 * 10)
     console.say(f"\na step takes {rate:.2f} s here: {plan['steps']} steps fit")
     if "batch_size" in plan and plan["steps"] < FEW:

@@ -36,6 +36,11 @@ class Form:
     logprobs: bool
     as_json: bool
 
+    @property
+    def records(self) -> bool:
+        """Whether completions go as JSON."""
+        return self.as_json or self.jsonl
+
 
 @click.command()
 @click.argument("run")
@@ -98,7 +103,7 @@ def command(
     how = Form(**form)
     config = generation(given, {})
     settings = _grid(grid, given)
-    _check(how, config, prompts, stop, bool(grid))
+    _check(how, config, bool(prompts), bool(grid))
     if choices_file:
         from lmcli.text.segments import lines as lines_of
 
@@ -132,21 +137,14 @@ def command(
                 _answer(sampler, prompt, done, how)
 
 
-def _check(
-    how: Form,
-    config: GenerationConfig,
-    prompts: Sequence[str],
-    stop: Sequence[str],
-    grid: bool,
-) -> None:
+def _check(how: Form, config: GenerationConfig, prompts: bool, grid: bool) -> None:
     """Refuses what does not go together."""
-    json_out = how.as_json or how.jsonl
     for flags, wrong in {
-        "--whole reads standard input": how.whole and bool(prompts),
-        "--jsonl reads standard input": how.jsonl and bool(prompts),
+        "--whole reads standard input": how.whole and prompts,
+        "--jsonl reads standard input": how.jsonl and prompts,
         "--whole is one prompt, --jsonl one a line": how.whole and how.jsonl,
-        "--logprobs is for --json or --jsonl": how.logprobs and not json_out,
-        "--stream prints text, not JSON": how.stream and json_out,
+        "--logprobs is for --json or --jsonl": how.logprobs and not how.records,
+        "--stream prints text, not JSON": how.stream and how.records,
         "--stream shows draws; --num-beams knows its text at the end": how.stream
         and config.num_beams > 1,
         "--grid prints a table at the end; leave --stream out": how.stream and grid,
@@ -196,7 +194,7 @@ def _text(sampler: "Sampler", prompt: "Prompt", done: "Completion", echo: bool) 
 def _answer(sampler: "Sampler", prompt: "Prompt", done: "Completion", how: Form) -> None:
     """One completion: a line, or a record with the fields of its prompt."""
     text = _text(sampler, prompt, done, how.echo)
-    if how.jsonl and prompt.blank or not (how.as_json or how.jsonl):
+    if how.jsonl and prompt.blank or not how.records:
         console.answer(_plain(text, how.escape))
         return
     record = prompt.fields | {"completion": text}
@@ -277,7 +275,7 @@ def _answer_grid(
     for setting, sampler in points:
         for prompt, completions in sampler.stream(at_once(prompts)):
             for done in completions:
-                if how.as_json or how.jsonl:
+                if how.records:
                     prompt_of = replace(prompt, fields=prompt.fields | {"settings": setting})
                     _answer(sampler, prompt_of, done, how)
                     continue

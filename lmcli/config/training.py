@@ -6,6 +6,8 @@ from lmcli.config.fields import option
 from lmcli.config.units import parse_duration
 from lmcli.errors import UsageError
 
+DEVICES = ("auto", "cpu", "cuda", "mps")
+DTYPES = ("auto", "float32", "bfloat16")
 # What may change when a run is continued; each change is recorded as an event in the run.
 CHANGEABLE = (
     *("steps", "eval_every", "eval_prompt", "save_every", "log_every", "device"),
@@ -106,10 +108,8 @@ class TrainingConfig:
     )
     spike_sigma: float = option(6.0, "what is far: standard deviations above the mean", low=1)
     max_skips: int = option(10, "skips and rewinds in a run before it aborts")
-    device: str = option("auto", "cpu, cuda, mps or auto", choices=("auto", "cpu", "cuda", "mps"))
-    dtype: str = option(
-        "auto", "compute precision; weights stay float32", choices=("auto", "float32", "bfloat16")
-    )
+    device: str = option("auto", "cpu, cuda, mps or auto", choices=DEVICES)
+    dtype: str = option("auto", "compute precision; weights stay float32", choices=DTYPES)
     compile: str = option(
         "auto", "torch.compile, where it pays back within the run", choices=("auto", "on", "off")
     )

@@ -333,7 +333,7 @@ def shape_of(source: RunConfig, asked: Asked) -> ModelConfig:
     own = {key: value for key, value in asked.given.items() if key in SHAPE}
     free = {key: own.pop(key) for key in FREE if key in own}
     changes(source, source.training, Asked(preset=asked.preset, given=own))
-    return dataclasses.replace(source.model, **free)
+    return fields.build(ModelConfig, dataclasses.asdict(source.model) | free)
 
 
 def changes(stored: RunConfig, current: TrainingConfig, asked: Asked) -> dict[str, Any]:
