@@ -3,7 +3,6 @@
 Nothing here, and nothing a `--help` needs, imports torch, numpy or rich.
 """
 
-import errno
 import io
 import os
 import sys
@@ -16,7 +15,7 @@ import click
 
 import lmcli
 from lmcli import console
-from lmcli.errors import LmcliError, out_of_memory
+from lmcli.errors import LmcliError, exit_code, out_of_memory
 
 # name -> (module under lmcli.commands, help line); the order is the order of a first project.
 COMMANDS = {
@@ -123,8 +122,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except OSError as error:
         name = str(error.filename or "")
         where = f"{name if len(name) < 200 else name[:80] + '...'}: " if name else ""
-        missing = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
-        return _fail(f"{where}{error.strerror or error}", 66 if missing else 74)
+        return _fail(f"{where}{error.strerror or error}", exit_code(error))
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise

@@ -18,6 +18,8 @@ Exit code 0 is done (a closed pipe too), 1 is a bug and keeps its traceback, 130
 nothing is resumable. A message is one sentence: what, where (file:line or flag), what to do.
 """
 
+import errno
+
 
 class LmcliError(Exception):
     """A mistake or a condition outside lmcli; shown as one sentence, never a traceback."""
@@ -78,7 +80,8 @@ def exit_code(error: BaseException) -> int:
     if isinstance(error, LmcliError):
         return error.exit_code
     if isinstance(error, OSError):
-        return StorageError.exit_code
+        missing = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
+        return MissingInputError.exit_code if missing else StorageError.exit_code
     return OutOfMemoryError.exit_code if out_of_memory(error) else 1
 
 

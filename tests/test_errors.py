@@ -1,10 +1,13 @@
 """The error boundary in real processes: pipes, help, interrupts."""
 
+import errno
 import signal
 import subprocess
 import sys
 
 import pytest
+
+from lmcli.errors import DataError, exit_code
 
 LMCLI = [sys.executable, "-m", "lmcli"]
 
@@ -26,6 +29,24 @@ def test_a_closed_stderr_does_not_stop_the_work(tmp_path, root):
         process.stderr.close()
     assert process.returncode == 0
     assert (root / "tokenizers/tok/manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (DataError("x"), 65),
+        (FileNotFoundError(errno.ENOENT, "no such file", "x"), 66),
+        (PermissionError(errno.EACCES, "permission denied", "x"), 74),
+        (MemoryError(), 71),
+    ],
+    ids=repr,
+)
+def test_a_run_records_the_code_that_the_shell_sees(cli, root, monkeypatch, error, code):
+    def fail(root):
+        raise error
+
+    monkeypatch.setattr("lmcli.artifacts.inventory.artifacts", fail)
+    assert cli("ls").code == exit_code(error) == code
 
 
 def test_no_command_shows_the_help_and_is_2():

@@ -69,7 +69,9 @@ def test_a_bug_keeps_its_traceback(cli, root, monkeypatch):
         (["train", "--name", "x", "--steps", "10m"], "write 10M for million or 10min for minutes"),
         (["train", "--name", "x", "--schedule", "cosin"], "did you mean 'cosine'?"),
         (["train", "--name", "a/b/c", "--data", "d"], "cannot be a name"),
-        (["quickstart", "--budget", "10"], "is not a duration such as 90s"),
+        (["quickstart", "--budget", "10"], "'--budget': '10' is not a duration such as 90s"),
+        (["train", "--name", "x", "--max-time", "10"], "'--max-time': '10' is not a duration"),
+        (["score", "--timeout", "5"], "--timeout: '5' is not a duration"),
         (["sample", "x", "p", "--top-p", "0"], "--top-p must be above 0"),
         (
             ["eval", "x", "--checkpoint", "worst"],
@@ -111,21 +113,23 @@ def test_units():
     assert [units.show_duration(s) for s in (9, 75, 3700)] == ["9s", "1m15s", "1h01m"]
 
 
-def test_precedence_is_flag_environment_file_default(tmp_path):
+def test_precedence_is_flag_environment_file_default(tmp_path, monkeypatch):
     known = {f.name: f for f in fields.dataclasses.fields(TrainingConfig)}
     path = tmp_path / "run.toml"
     path.write_text('steps = 1\nlr = 0.1\nseed = 5\noptimizer = "muon"\n')
-    environment = {"LMCLI_STEPS": "2k", "LMCLI_LR": "0.2", "LMCLI_ARTIFACTS": "x"}
-    given = fields.collect(known, {"steps": "3k", "lr": None}, path, environment)
+    for name, value in {"STEPS": "2k", "LR": "0.2", "ARTIFACTS": "x"}.items():
+        monkeypatch.setenv(f"LMCLI_{name}", value)
+    given = fields.collect(known, {"steps": "3k", "lr": None}, path)
     assert given == {"steps": 3000, "lr": 0.2, "seed": 5, "optimizer": "muon"}
     path.write_text("step = 1")
     with pytest.raises(UsageError, match=r"unknown key 'step'; did you mean 'steps'\?"):
-        fields.collect(known, {}, path, {})
+        fields.collect(known, {}, path)
     path.write_text("steps = ")
     with pytest.raises(UsageError, match="not valid TOML"):
-        fields.collect(known, {}, path, {})
+        fields.collect(known, {}, path)
+    monkeypatch.setenv("LMCLI_SEED", "x")
     with pytest.raises(UsageError, match="LMCLI_SEED: 'x' is not a count"):
-        fields.collect(known, {}, None, {"LMCLI_SEED": "x"})
+        fields.collect(known, {})
 
 
 def test_unknown_config_keys_are_errors():

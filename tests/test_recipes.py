@@ -12,11 +12,11 @@ from conftest import TINY
 
 from lmcli.artifacts import layout
 from lmcli.config.model import ModelConfig
-from lmcli.config.training import TrainingConfig
+from lmcli.config.training import Asked, TrainingConfig
 from lmcli.errors import UsageError
 from lmcli.model.presets import N_BLOCK, sized
 from lmcli.runs import config as runs_config
-from lmcli.runs.config import Asked, RunConfig, parameters, pays_to_compile, plan
+from lmcli.runs.config import RunConfig, parameters, pays_to_compile, plan
 from lmcli.runs.load import load
 from lmcli.training import checkpoint, contention, precision
 

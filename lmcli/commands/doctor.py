@@ -18,7 +18,7 @@ from lmcli.errors import LmcliError
 
 PACKAGES = (
     *("torch", "tokenizers", "numpy", "safetensors", "click", "rich"),
-    *("sacrebleu", "rouge-score"),
+    *("sacrebleu", "rouge-score", "regex"),
 )
 EXTRAS = {"plot": "matplotlib"}
 

@@ -7,7 +7,7 @@ import click
 from lmcli import console
 from lmcli.commands import options
 from lmcli.commands.train import how, run_training
-from lmcli.config.training import TrainingConfig
+from lmcli.config.training import Asked, TrainingConfig
 from lmcli.config.tuning import TuningConfig
 from lmcli.errors import UsageError
 
@@ -58,5 +58,4 @@ def command(
     if dropout is not None:
         given["dropout"] = dropout
     usual = USUAL | (USUAL_LORA if given.get("lora_rank") else {})
-    asked = {"data": data, "origin": origin, "given": given, "usual": usual}
-    run_training(name, asked, **how)
+    run_training(name, Asked(data, origin=origin, given=given, usual=usual), **how)

@@ -23,6 +23,7 @@ from lmcli import console
 from lmcli.artifacts import files, inventory, layout, schema
 from lmcli.commands import options
 from lmcli.config.fields import flag
+from lmcli.config.training import Asked
 from lmcli.config.units import show_bytes, show_duration
 from lmcli.errors import DataError, Interrupted, UsageError
 
@@ -214,13 +215,13 @@ def _summarize(shell: _Shell, dataset: "Dataset", seconds: float) -> dict[str, f
 def _plan(shell: _Shell, name: str, settings: dict[str, Any], seconds: float) -> dict[str, Any]:
     """The settings with the steps that fit into the time, by running a few in memory; where they
     are few, twice as many of half the batch. An earlier plan is law."""
-    from lmcli.runs.config import Asked
     from lmcli.runs.start import measure
 
     plan, run = dict(settings), shell.root / layout.FOLDERS["run"] / name
     if run.exists() and not shell.force:
         stored = files.read_json(run / layout.CONFIG, schema.CONFIG)["training"]
-        plan |= {key: stored[key] for key in settings.keys() & {"batch_size"}}
+        if "batch_size" in plan:
+            plan["batch_size"] = stored["batch_size"]
         plan["steps"] = int(inventory.status(run).get("steps") or stored["steps"])
         console.say(f"\n{plan['steps']} steps were planned the first time; --force plans anew")
         return plan

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from lmcli import console
 from lmcli.artifacts import layout, lock
 from lmcli.commands import options
 from lmcli.config.model import ModelConfig
-from lmcli.config.training import StartConfig, TrainingConfig
+from lmcli.config.training import Asked, StartConfig, TrainingConfig
 from lmcli.config.tuning import TaskConfig
 from lmcli.signals import StopRequest
 
@@ -56,14 +57,13 @@ def command(name: str, origin: str | None, given: dict[str, Any], **how: Any) ->
       lmcli train --name base --max-time 3h55m      # in a job of four hours
     """
     options.read_template(given)
-    preset = given.pop("preset", None)
-    asked = {"data": given.pop("data", None), "preset": preset, "origin": origin, "given": given}
-    run_training(name, asked, **how)
+    data, preset = given.pop("data", None), given.pop("preset", None)
+    run_training(name, Asked(data, preset, origin, given), **how)
 
 
 def run_training(
     name: str,
-    asked: dict[str, Any],
+    asked: Asked,
     max_time: float | None,
     profile: int,
     allow_code_execution: bool,
@@ -72,17 +72,16 @@ def run_training(
     root: Path,
     as_json: bool,
 ) -> None:
-    """Trains the run `name` as `asked`, the fields of `runs.config.Asked`."""
+    """Trains the run `name` as `asked`."""
     run = layout.new(root, "run", name)
     for path in (layout.creation_lock(run), run / layout.LOCK):
         lock.check_free(path, f"run {name}")
     # A stop that is asked for while torch is loading counts too.
     with StopRequest(max_time) as stop:
-        from lmcli.runs.config import Asked
         from lmcli.runs.start import train
 
-        what = Asked(**asked, profile=profile, allow_code_execution=allow_code_execution)
-        status = train(root, name, what, stop, dry_run, force)
+        asked = replace(asked, profile=profile, allow_code_execution=allow_code_execution)
+        status = train(root, name, asked, stop, dry_run, force)
     if dry_run or as_json:
         console.answer(json.dumps(status, indent=2 if dry_run else None))
     else:

@@ -1,6 +1,7 @@
 """How a model is trained: optimizer, schedule, batch, intervals, machine."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from lmcli.config.fields import option
 from lmcli.config.units import parse_duration
@@ -134,3 +135,16 @@ class TrainingConfig:
             raise UsageError("--best-by pass@1 and --problems FILE go together")
         if self.budget is not None and not 1 <= parse_duration(self.budget) <= 1e9:
             raise UsageError(f"--budget {self.budget} must be from 1s to some years")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the user gave to start or continue a run, each part of it optional."""
+
+    data: str | None = None
+    preset: str | None = None
+    origin: str | None = None  # --from: the run whose best weights a new one begins with
+    given: dict[str, Any] = field(default_factory=dict)
+    usual: dict[str, Any] = field(default_factory=dict)  # instead of the defaults
+    profile: int = 0  # steps to trace
+    allow_code_execution: bool = False

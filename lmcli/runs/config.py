@@ -14,7 +14,7 @@ from lmcli import console
 from lmcli.artifacts import files, layout, manifest, schema
 from lmcli.config import fields
 from lmcli.config.model import ModelConfig
-from lmcli.config.training import CHANGEABLE, TrainingConfig
+from lmcli.config.training import CHANGEABLE, Asked, TrainingConfig
 from lmcli.config.tuning import TuningConfig
 from lmcli.config.units import parse_duration
 from lmcli.dataset.batches import Batches, Windows
@@ -173,19 +173,6 @@ class RunConfig:
         return Windows(dataset.splits["train"], length, self.training.seed, prefix)
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What the user gave to start or continue a run, each part of it optional."""
-
-    data: str | None = None
-    preset: str | None = None
-    origin: str | None = None  # --from: the run whose best weights a new one begins with
-    given: dict[str, Any] = dataclasses.field(default_factory=dict)
-    usual: dict[str, Any] = dataclasses.field(default_factory=dict)  # instead of the defaults
-    profile: int = 0  # steps to trace
-    allow_code_execution: bool = False
-
-
 def check_tokenizer(run: Path, data: str, dataset: Dataset) -> None:
     """MismatchError unless run and dataset have the same tokenizer."""
     ours = manifest.read(run, "run").parents["tokenizer"]
@@ -238,10 +225,8 @@ def plan(root: Path, asked: Asked, say: bool = True) -> tuple[RunConfig, Dataset
         )
     model = model.resolved(tokenizer.vocab_size)
     if dataset.sources:
-        facts = dataset.manifest.config
-        chat = facts["chat_template"] if facts.get("chat") else None
         before = begin[0].tuning if begin else TuningConfig()
-        given = _for_pairs(given, model, tokenizer, before, chat)
+        given = _for_pairs(given, model, tokenizer, before, dataset)
     elif only := [key for key in FOR_PAIRS if given.get(key) not in (None, 0, "loss", "pass@1")]:
         raise UsageError(f"{fields.flag(only[0])} is for pairs, but {data} is plain text")
     tuning = fields.pick(TuningConfig, given)
@@ -255,15 +240,13 @@ def plan(root: Path, asked: Asked, say: bool = True) -> tuple[RunConfig, Dataset
     machine = precision.resolve(training.device, training.dtype, training.threads)
     whole = 0 if training.batch_tokens else training.batch_size
     per_step = training.batch_tokens or whole * model.context_length
-    if training.warmup_tokens:
-        warmup = math.ceil(training.warmup_tokens / per_step)
-        training = dataclasses.replace(training, warmup_steps=warmup)
     compiled = training.compile
     if compiled == "auto":
         pays = not dataset.sources and pays_to_compile(model, training, machine, per_step)
         compiled = "on" if pays else "off"
     training = dataclasses.replace(
         training,
+        warmup_steps=math.ceil(training.warmup_tokens / per_step) or training.warmup_steps,
         compile=compiled,
         device=machine.device,
         dtype=machine.dtype,
@@ -271,8 +254,8 @@ def plan(root: Path, asked: Asked, say: bool = True) -> tuple[RunConfig, Dataset
         micro_batch_size=training.micro_batch_size or whole,
         keep_last=max(training.keep_last, training.average_last),
     )
-    how = f"{machine.device}, {machine.dtype}, {machine.threads} threads, compile {compiled}"
     if say:
+        how = f"{machine.device}, {machine.dtype}, {machine.threads} threads, compile {compiled}"
         console.say(f"{how}: {machine.why}")
     named = {"name": data, "id": dataset.manifest.id}
     return RunConfig(model, training, named, origin, tuning), dataset, begin
@@ -283,11 +266,12 @@ def _for_pairs(
     model: ModelConfig,
     tokenizer: Tokenizer,
     before: TuningConfig,
-    chat: dict[str, str] | None,
+    dataset: Dataset,
 ) -> dict[str, Any]:
     """Settings of a run on pairs: template and task are those of the run `before` it, if any,
     but a chat has a template of its own."""
-    task = given.get("task") or before.task
+    task, facts = given.get("task") or before.task, dataset.manifest.config
+    chat = facts["chat_template"] if facts.get("chat") else None
     text = given.get("template") or (None if chat else before.template)
     text = text or tasks.template(model.arch, task, tokenizer, chat)
     tasks.Template.parse(text, tokenizer)

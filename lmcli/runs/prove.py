@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from lmcli.artifacts import files, layout, lock, manifest
+from lmcli.config.training import Asked
 from lmcli.errors import UsageError
-from lmcli.runs.config import Asked
 from lmcli.runs.start import open_trainer
 from lmcli.signals import StopRequest
 from lmcli.training import checkpoint, events

@@ -7,7 +7,6 @@ The Trainer cannot tell them apart: given weights are a checkpoint of step 0.
 import dataclasses
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from lmcli.artifacts.again import creating
 from lmcli.config.evaluation import EvaluationConfig
 from lmcli.config.generation import GenerationConfig
 from lmcli.config.scoring import ScoringConfig
-from lmcli.config.training import TrainingConfig
+from lmcli.config.training import Asked, TrainingConfig
 from lmcli.config.units import parse_duration, show_count
 from lmcli.dataset.batches import Ahead
 from lmcli.dataset.buckets import Pairs
@@ -33,7 +32,7 @@ from lmcli.metrics import perplexity
 from lmcli.model import lora
 from lmcli.model.presets import N_BLOCK, paced
 from lmcli.model.transformer import Transformer, Unset
-from lmcli.runs.config import RATIO, SHAPE, Asked, RunConfig, changes, parameters, plan
+from lmcli.runs.config import RATIO, SHAPE, RunConfig, changes, parameters, plan
 from lmcli.signals import StopRequest
 from lmcli.text.segments import Source, read
 from lmcli.text.tokenizer import Tokenizer
@@ -171,8 +170,7 @@ def train(
     if dry_run:
         there = run.exists() and not force
         return (RunConfig.read(run) if there else new(root, asked)[0]).as_json()
-    with ExitStack() as stack:
-        stack.enter_context(creating(run, root, "run", force))
+    with creating(run, root, "run", force):
         if not run.exists():
             create(run, *new(root, asked))
         elif not any(checkpoint.list_steps(run)) and not _fits(root, run, asked):
@@ -183,11 +181,11 @@ def train(
             console.say(f"the {name} of before, which had no checkpoint yet, is in {where}")
             create(run, *planned)
         manifest.read(run, "run", hashes=True)
-        stack.enter_context(lock.hold(run / layout.LOCK, f"run {name}"))
-        trainer = open_trainer(root, run, asked)
-        if trainer is not None:
-            trainer.fit(stop)
-        return files.read_sealed(run / layout.STATUS)
+        with lock.hold(run / layout.LOCK, f"run {name}"):
+            trainer = open_trainer(root, run, asked)
+            if trainer is not None:
+                trainer.fit(stop)
+            return files.read_sealed(run / layout.STATUS)
 
 
 def open_trainer(root: Path, run: Path, asked: Asked) -> Trainer | None:

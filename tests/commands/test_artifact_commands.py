@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -180,6 +181,8 @@ def test_doctor_says_what_it_found_and_what_it_would_choose(cli, root):
     assert facts["torch"][0].isdigit() and facts["cores"] >= 1
     assert not list(root.parent.iterdir())
     assert cli("doctor").out.count("\n") == len(facts)
+    needed = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert {line.partition(">")[0] for line in needed["dependencies"]} <= facts.keys()
 
 
 def test_rm_takes_whole_artifacts_and_keeps_a_damaged_parent(cli, tiny_copy):

@@ -246,6 +246,11 @@ def test_a_template_is_kept_in_the_run_and_wraps_what_it_is_asked(cli, root, tmp
             "--lora-targets nose: the model has",
         ),
         (["finetune", "--data", "pairs", "--name", "x"], 2, "Missing option '--from'"),
+        (
+            ["finetune", "--from", "one", "--data", "pairs", "--name", "x", "--dropout", "5"],
+            2,
+            "--dropout must be at most 0.95",
+        ),
         (["finetune", "--from", "one", "--name", "x", "--merge", "--dry-run"], 2, "--merge trains"),
         (
             ["finetune", "--from", "one", "--data", "pairs", "--name", "x", "--lora-alpha", "4"],
@@ -264,6 +269,13 @@ def test_a_template_is_kept_in_the_run_and_wraps_what_it_is_asked(cli, root, tmp
 def test_mistakes_are_one_sentence(cli, root, line, code, says):
     result = cli(*line)
     assert result.code == code and says in result.err, result.err
+
+
+def test_a_metric_that_is_not_for_this_split_is_refused_before_the_split_is_scored(
+    cli, root, monkeypatch
+):
+    monkeypatch.setattr("lmcli.runs.load.SplitScorer", lambda *_: 1 / 0)
+    assert cli("eval", "one", "--data", "text", "--metric", "bleu").code == 2
 
 
 def test_an_encoder_decoder_learns_plain_text_as_a_prefix_model(cli, root):
