@@ -9,7 +9,6 @@ import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
 
 import click
 
@@ -41,10 +40,6 @@ COMMANDS = {
 }
 
 
-class _ClosedPipe(Exception):
-    """The reader of stdout left; raised in place of BrokenPipeError, which click exits 1 for."""
-
-
 class LazyGroup(click.Group):
     """Subcommands by name from COMMANDS; a module is imported when its command is used."""
 
@@ -66,19 +61,6 @@ class LazyGroup(click.Group):
             ctx.fail(f"no command {args[0]!r}{suggest(args[0], COMMANDS)}")
         return super().resolve_command(ctx, args)
 
-    def make_context(self, *args: Any, **extra: Any) -> click.Context:
-        lmcli.invocation = ["lmcli", *args[1]]
-        try:
-            return super().make_context(*args, **extra)  # prints --help and --version
-        except BrokenPipeError:
-            raise _ClosedPipe from None
-
-    def invoke(self, ctx: click.Context) -> object:
-        try:
-            return super().invoke(ctx)
-        except BrokenPipeError:
-            raise _ClosedPipe from None
-
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
@@ -94,14 +76,21 @@ def cli() -> None:
     """From raw text to a trained, sampled and measured language model."""
 
 
+def invoke(args: Sequence[str]) -> None:
+    """Runs one command line as `cli.main` does, which however exits 1 where a pipe is closed."""
+    lmcli.invocation = ["lmcli", *args]
+    with cli.make_context("lmcli", list(args)) as context:  # prints --help and --version
+        cli.invoke(context)
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit code; the one place where errors end."""
     _open_streams()
     console.quiet = console.verbose = False
     try:
-        result = cli.main(args=args, prog_name="lmcli", standalone_mode=False)
+        invoke(sys.argv[1:] if args is None else args)
         sys.stdout.flush()
-        return result if isinstance(result, int) else 0
+        return 0
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except click.ClickException as error:
@@ -113,9 +102,9 @@ def main(args: Sequence[str] | None = None) -> int:
         return _fail(error.format_message().rstrip(".") + hint, 2)
     except LmcliError as error:
         return _fail(str(error), error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
+    except KeyboardInterrupt:
         return _fail("stopped", 130)
-    except (_ClosedPipe, BrokenPipeError):
+    except BrokenPipeError:
         # The reader left (`| head -1`): keep the interpreter from complaining at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -147,4 +136,6 @@ def _fail(message: str, code: int) -> int:
 
 def run() -> None:
     """The console script."""
+    if "_LMCLI_COMPLETE" in os.environ:
+        cli.main(prog_name="lmcli")  # click's completion for shells, which ends here
     sys.exit(main())

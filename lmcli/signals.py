@@ -28,7 +28,6 @@ class StopRequest:
         self._signal: str | None = None
         self._before: dict[Any, Any] = {}
         self._bell: socket.socket | None = None
-        self.seconds = seconds
         self._deadline = None if seconds is None else time.monotonic() + seconds
         self.margin = 0.0  # seconds that the next step and a save may take
 

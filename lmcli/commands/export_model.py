@@ -10,7 +10,9 @@ from lmcli.commands import options
 
 @click.command()
 @click.argument("run")
-@click.option("--format", "layout", type=click.Choice(["hf"]), required=True, help="Layout.")
+@click.option(
+    "--format", type=click.Choice(["hf"]), required=True, expose_value=False, help="Layout."
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -20,7 +22,7 @@ from lmcli.commands import options
 )
 @options.checkpoint_option
 @options.common
-def command(run: str, layout: str, out: Path, which: str, root: Path, as_json: bool) -> None:
+def command(run: str, out: Path, which: str, root: Path, as_json: bool) -> None:
     """Write a run of GPT-2's shape as a folder that `transformers` loads without remote code.
 
     Weights in float32, tokenizer, generation settings and a model card with recipe and scores. Its

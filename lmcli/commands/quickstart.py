@@ -99,7 +99,7 @@ def command(
             aside = nowhere if console.quiet else sys.stderr
             with contextlib.redirect_stdout(aside if as_json else sys.stdout):
                 result = _pipeline(name, text, budget, force, root)
-    except (KeyboardInterrupt, click.Abort, Interrupted):
+    except (KeyboardInterrupt, Interrupted):
         same = "the same `lmcli quickstart`, without --force," if force else "the same command"
         console.say(f"stopped; {same} goes on from here")
         raise
@@ -116,13 +116,13 @@ class _Shell:
 
     def run(self, *words: str, **settings: Any) -> None:
         """The words, then a flag for each setting: `vocab_size=4096`."""
-        from lmcli.cli import cli
+        from lmcli.cli import invoke
 
         flags = [word for key, value in settings.items() for word in (flag(key), str(value))]
         where = ["--artifacts", str(self.root)] if self.root != layout.root(None) else []
         line = [*words, *flags, *where]
         console.say(f"\n$ lmcli {shlex.join(line)}")
-        cli.main(args=line, prog_name="lmcli", standalone_mode=False)
+        invoke(line)
 
     def make(self, *words: str, **settings: Any) -> None:
         """A command that makes an artifact."""

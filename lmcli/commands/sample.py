@@ -114,10 +114,8 @@ def command(
     from lmcli.runs.sample import Sampler
 
     lines = not (prompts or how.whole or how.jsonl or how.escape)
-    if how.stream:
-        config = replace(config, batch_size=1)
     take = _source(prompts, how)
-    if take is None:
+    if how.stream or take is None:
         config = replace(config, batch_size=1)
     loaded = load(root, run, **at)
     if grid:
