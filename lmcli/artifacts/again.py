@@ -54,7 +54,7 @@ def finished(
 
 def _sources(before: dict[str, Any], now: dict[str, Any]) -> tuple[str, str, str]:
     """Where they differ first: they are equal by content, in this order, wherever they lie."""
-    for split in {*before, *now}:
+    for split in before | now:
         old, new = before.get(split, []), now.get(split, [])
         if len(old) != len(new):
             return f"{split} files", f"{len(old)} of them", f"{len(new)}"

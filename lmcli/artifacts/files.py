@@ -14,6 +14,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def make_directory(path: Path) -> None:
     if not path.is_dir():
         make_directory(path.parent)
         _do("mkdir", lambda: path.mkdir(exist_ok=True), path)
-        sync_directory(path.parent)
+        _sync(path.parent)
 
 
 def _write(path: Path, data: bytes, mode: str) -> None:
@@ -86,20 +87,19 @@ def write_with(path: Path, save: Callable[[Path], Any]) -> None:
     _do("write", lambda: save(path), path, half=half)
 
 
-def _sync(path: Path, operation: str = "fsync") -> None:
+def _sync(path: Path) -> None:
+    """Makes what a file holds durable, or which names a folder holds."""
+    folder = path.is_dir()
+
     def sync() -> None:
-        handle = os.open(path, os.O_RDONLY if operation == "fsyncdir" else os.O_RDWR)
+        handle = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
         try:
             os.fsync(handle)
         finally:
             os.close(handle)
 
-    _do(operation, sync, path)
-
-
-def sync_directory(path: Path) -> None:
-    if os.name == "posix":
-        _sync(path, "fsyncdir")
+    if os.name == "posix" or not folder:
+        _do("fsyncdir" if folder else "fsync", sync, path)
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -131,35 +131,33 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path, of: Any = schema.ANY, format: int | None = None) -> dict[str, Any]:
     """One JSON object of a schema, or a DataError naming the file; MismatchError for one of a
     newer format."""
-    return schema.check(_read_json(path, format)[0], of, path)
+    return schema.check(_parse(_read(path), path, format), of, path)
 
 
-def _read_json(path: Path, format: int | None) -> tuple[dict[str, Any], bytes]:
+def _read(path: Path) -> bytes:
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError:
         raise MissingInputError(f"{path}: no such file") from None
     except IsADirectoryError:
         raise DataError(f"{path}: a folder where a file belongs; restore or rebuild it") from None
     except OSError as error:
         raise StorageError(f"{path}: {error.strerror or error}") from None
-    value = _parse(data, path)
-    newer = value.get("format")
-    if format is not None and isinstance(newer, int) and newer > format:
-        raise MismatchError(
-            f"{path}: format {newer} is newer than this lmcli reads ({format}); upgrade"
-        )
-    return value, data
 
 
-def _parse(data: bytes, where: Path | str) -> dict[str, Any]:
-    """One JSON object; NaN and infinity are no JSON."""
+def _parse(data: bytes, where: Path | str, format: int | None = None) -> dict[str, Any]:
+    """One JSON object, of no newer format; NaN and infinity are no JSON."""
     try:
         value = json.loads(data, parse_constant=int)  # which refuses them
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not valid JSON ({error}); restore or rebuild it") from None
     if not isinstance(value, dict):
         raise DataError(f"{where}: not a JSON object; restore or rebuild it")
+    newer = value.get("format")
+    if format is not None and isinstance(newer, int) and newer > format:
+        raise MismatchError(
+            f"{where}: format {newer} is newer than this lmcli reads ({format}); upgrade"
+        )
     return value
 
 
@@ -176,7 +174,8 @@ def write_sealed(path: Path, value: dict[str, Any]) -> None:
 def read_sealed(path: Path, of: Any = schema.ANY, format: int | None = None) -> dict[str, Any]:
     """What `write_sealed` wrote, byte for byte, without `check`, and of a schema; a DataError
     otherwise."""
-    value, data = _read_json(path, format)
+    data = _read(path)
+    value = _parse(data, path, format)
     check = value.pop("check", None)
     try:
         same = data == to_json(value | {"check": check}) and not path.is_symlink()
@@ -199,24 +198,21 @@ def staged_directory(final: Path) -> Iterator[Path]:
     make_directory(temporary)
     try:
         yield temporary
-        commit_directory(temporary, final)
+        _commit(temporary, final)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
-def commit_directory(temporary: Path, final: Path) -> None:
+def _commit(temporary: Path, final: Path) -> None:
     """Makes every file durable and readable as the umask allows, then renames the folder."""
     mask = os.umask(0)
     os.umask(mask)
-
     for path in inside(temporary):
-        if path.is_dir():
-            sync_directory(path)
-        else:
-            _do("chmod", lambda path=path: os.chmod(path, 0o666 & ~mask), path)  # type: ignore[misc]
-            _sync(path)
-    sync_directory(temporary)
+        if not path.is_dir():
+            _do("chmod", partial(os.chmod, path, 0o666 & ~mask), path)
+        _sync(path)
+    _sync(temporary)
     move(temporary, final)
 
 
@@ -273,9 +269,9 @@ def to_trash(path: Path, root: Path) -> Path:
 def move(path: Path, target: Path) -> None:
     """Renames within one file system, durably; a file replaces the one that is there."""
     _do("rename", lambda: os.replace(path, target), path, target)
-    sync_directory(target.parent)
+    _sync(target.parent)
     if path.parent != target.parent:
-        sync_directory(path.parent)
+        _sync(path.parent)
 
 
 def sha256_file(path: Path) -> str:
@@ -316,7 +312,6 @@ class Log:
 
     def __init__(self, path: Path, length: int | None = None, sha256: str = "") -> None:
         self.path = path
-        self._named = False
         data = _read_log(path)
         keep = data.rfind(b"\n") + 1 if length is None else length
         if len(data) < keep:
@@ -339,13 +334,10 @@ class Log:
         self._hash.update(data)
 
     def sync(self) -> None:
-        """Makes every line so far durable, and once the file's name."""
-        if not self.length:
-            return
-        _sync(self.path)
-        if not self._named:
-            sync_directory(self.path.parent)
-            self._named = True
+        """Makes every line so far durable, and the file's name."""
+        if self.length:
+            _sync(self.path)
+            _sync(self.path.parent)
 
     @property
     def sha256(self) -> str:
