@@ -4,6 +4,7 @@ import pytest
 
 from lmcli.artifacts import layout
 from lmcli.errors import MissingInputError, UsageError
+from lmcli.training import checkpoint
 
 
 @pytest.mark.parametrize("bad", ["./", "/", "./..", "../..", "./a b", "./.x", "runs/", "a/b", "é"])
@@ -35,3 +36,16 @@ def test_a_completed_path_gets_a_hint(tmp_path, monkeypatch):
     with pytest.raises(MissingInputError, match=r"\./artifacts/runs/base"):
         layout.find(root, "artifacts/runs/base")
     assert layout.find(root, "./artifacts/runs/base").name == "base"
+
+
+def test_only_a_folder_named_by_its_step_is_a_checkpoint(tmp_path):
+    for name in ("step-000004", "step-1000000", "step-0000007", "step-12", "step-٠٠٠٠٠٩"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    (tmp_path / "checkpoints/step-000009").touch()
+    assert layout.list_steps(tmp_path) == [4, 1000000]
+
+
+def test_what_is_no_checkpoint_is_not_waited_for(tmp_path):
+    (tmp_path / "checkpoints/step-0000007").mkdir(parents=True)
+    (tmp_path / "checkpoints/step-000009").touch()
+    assert layout.list_steps(tmp_path) == [] and checkpoint.newest(tmp_path) is None

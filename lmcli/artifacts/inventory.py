@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import os
 import re
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,10 @@ class Artifact:
         return self.path.name
 
     @property
+    def reference(self) -> str:
+        return f"{self.path.parent.name}/{self.name}"
+
+    @property
     def size(self) -> int:
         """Bytes on disk; files that a living run prunes meanwhile count as gone."""
         total = 0
@@ -53,33 +56,31 @@ def artifacts(root: Path) -> Iterator[Artifact]:
 
 def name_of(root: Path, id_: str) -> str | None:
     """`datasets/corpus` for an id that an artifact under `root` has."""
-    for artifact in artifacts(root):
-        if artifact.manifest and artifact.manifest.id == id_:
-            return f"{artifact.path.parent.name}/{artifact.name}"
-    return None
-
-
-def children(root: Path, id_: str) -> list[str]:
-    """Artifacts that were made from the one with this id."""
-    return [
-        f"{a.path.parent.name}/{a.name}"
-        for a in artifacts(root)
-        if a.manifest and id_ in a.manifest.parents.values()
-    ]
+    found = (a.reference for a in artifacts(root) if a.manifest and a.manifest.id == id_)
+    return next(found, None)
 
 
 def users(root: Path, path: Path) -> list[str]:
-    """Artifacts that need the one at `path`: its children, unless a twin of it is there too."""
+    """Artifacts that were made from the one at `path`, unless a twin of it is there too."""
     _, id_ = manifest.claims(path)
-    twins = [a for a in artifacts(root) if a.manifest and a.manifest.id == id_]
-    alone = all(a.path.resolve() == path.resolve() for a in twins)
-    return children(root, id_) if id_ and alone else []
+    there = [(a, a.manifest) for a in artifacts(root) if a.manifest]
+    if not id_ or any(m.id == id_ and a.path.resolve() != path.resolve() for a, m in there):
+        return []
+    return [a.reference for a, m in there if id_ in m.parents.values()]
 
 
 def recorded(run: Path) -> dict[str, Any]:
     """What a run's status.json says; nothing where there is none."""
     path = run / layout.STATUS
     return files.read_sealed(path, schema.STATUS) if path.exists() else {}
+
+
+def believed(run: Path) -> dict[str, Any]:
+    """The same; nothing where it is damaged."""
+    try:
+        return recorded(run)
+    except DataError:
+        return {}
 
 
 def read_log(run: Path, name: str) -> list[dict[str, Any]]:
@@ -120,12 +121,12 @@ def checkpoints(run: Path) -> dict[str, Any]:
     """The steps of a run's complete checkpoints, and the best of them as the newest one knows."""
     steps: list[int] = []
     best = None
-    for folder in sorted((run / layout.CHECKPOINTS).glob("[!.]*"), key=lambda p: p.name.zfill(32)):
-        step = layout.step_of(folder)
+    for step in layout.list_steps(run):
+        folder = layout.checkpoint(run, step)
         with contextlib.suppress(LmcliError):
-            if step is not None and manifest.read(folder, "checkpoint"):
-                best = state(folder)["best"]
-                steps.append(step)
+            manifest.read(folder, "checkpoint")
+            best = state(folder)["best"]
+            steps.append(step)
     return {"steps": steps, "best": best["step"] if best else None}
 
 
@@ -147,14 +148,16 @@ def _look(path: Path) -> tuple[list[str], int, int]:
     folders = [path]
     problems = manifest.verify(path, foreign=not is_run)
     if is_run:
-        for folder in sorted((path / layout.CHECKPOINTS).glob("[!.]*")):
-            if layout.step_of(folder) is None or not folder.is_dir():
-                continue
+        for step in layout.list_steps(path):
+            folder = layout.checkpoint(path, step)
             found = _found(_checkpoint_problems(path, folder))
             if folder.is_dir():  # a living run prunes old ones meanwhile
                 folders.append(folder)
                 problems += found
-        problems += _living_problems(path) + _found(_index_problems(path))
+        problems += _found(_status_problems(path))
+        for name in schema.LOGS:
+            problems += _found(_log_problems(path, name))
+        problems += _found(_index_problems(path))
         for result in sorted((path / layout.EVALS).glob("[!.]*.json")):
             problems += _found(_eval_problems(path, result))
         problems += _foreign(path)
@@ -197,10 +200,8 @@ def _checkpoint_problems(run: Path, checkpoint: Path) -> Iterator[str]:
 
 def _ended(run: Path, step: int) -> bool:
     """Whether the run ended at this step by its own will, so that nothing was logged after it."""
-    with contextlib.suppress(LmcliError):
-        status = recorded(run)
-        return status.get("state") in ENDED and status["step"] == step
-    return False
+    status = believed(run)
+    return status.get("state") in ENDED and status["step"] == step
 
 
 def _start_problems(log: Path, who: str, size: int, sha256: str, whole: bool = False) -> list[str]:
@@ -216,38 +217,34 @@ def _start_problems(log: Path, who: str, size: int, sha256: str, whole: bool = F
     return []
 
 
-def log_problems(run: Path, name: str, status: dict[str, Any], whole: bool = False) -> list[str]:
-    """Whether a log still starts with (or, `whole`, still is) what a run's status recorded."""
-    entry = status.get("logs", {}).get(name, {"bytes": 0, "sha256": files.EMPTY})
-    return _start_problems(run / name, layout.STATUS, entry["bytes"], entry["sha256"], whole)
+def log_problems(run: Path, name: str, ended: bool = False) -> list[str]:
+    """Whether a log still starts with what a run's status recorded; where the run has `ended`,
+    whether it still is that."""
+    entry = believed(run).get("logs", {}).get(name, {"bytes": 0, "sha256": files.EMPTY})
+    return _start_problems(run / name, layout.STATUS, entry["bytes"], entry["sha256"], ended)
 
 
-def _living_problems(run: Path) -> list[str]:
-    """Files that change while a run lives: sealed, or recorded up to some length by the status."""
-    path, problems, status = run / layout.STATUS, list[str](), dict[str, Any]()
-    try:
-        status = recorded(run)
-    except LmcliError as error:
-        problems.append(str(error))
-    with contextlib.suppress(LmcliError):
-        if status and status.get("run_id") != manifest.parse(run).id:
-            problems.append(f"{path}: it is of another run")
-    for name in (layout.PERF, layout.EVENTS):
-        problems += log_problems(run, name, status, status.get("state") in ENDED)
-    for name in (layout.METRICS, layout.PERF, layout.EVENTS):
-        try:
-            read_log(run, name)
-        except LmcliError as error:
-            problems.append(str(error))
+def _log_problems(run: Path, name: str) -> Iterator[str]:
+    if name != layout.METRICS:  # of which the checkpoints know
+        yield from log_problems(run, name, believed(run).get("state") in ENDED)
+    read_log(run, name)
+
+
+def _status_problems(run: Path) -> Iterator[str]:
+    """The status is sealed, belongs to this run, and is there once something was logged."""
+    path = run / layout.STATUS
     if not path.exists() and (run / layout.PERF).exists():
-        problems.append(f"{path}: missing")
-    return problems
+        yield f"{path}: missing"
+    status = recorded(run)
+    with contextlib.suppress(LmcliError):
+        if status and status["run_id"] != manifest.parse(run).id:
+            yield f"{path}: it is of another run"
 
 
 def _index_problems(run: Path) -> Iterator[str]:
     """The index names checkpoints that are there, and once a run has ended what the newest says."""
     path = run / layout.CHECKPOINTS / layout.INDEX
-    newest = max(map(layout.step_of, path.parent.glob("step-*")), key=lambda s: s or 0, default=0)
+    newest = max(layout.list_steps(run), default=0)
     ended = newest and _ended(run, newest)
     if not path.exists():
         if ended:
@@ -287,9 +284,5 @@ def _foreign(run: Path) -> list[str]:
 
 
 def age(made: dict[str, Any]) -> str:
-    """`2026-01-31 12:00` of a manifest's time."""
-    try:
-        stamp = time.strptime(made["time"], "%Y-%m-%dT%H:%M:%SZ")
-    except ValueError:
-        return "?"
-    return time.strftime("%Y-%m-%d %H:%M", stamp)
+    """`2026-01-31 12:00` of a manifest's time, `2026-01-31T12:00:00Z`."""
+    return str(made["time"][:16].replace("T", " "))

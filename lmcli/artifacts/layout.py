@@ -35,10 +35,11 @@ EVALS = "evals"
 EVALS_LOCK = ".lock"
 RECIPE = ("stride", "max_tokens", "metrics", "outputs")  # settings that change a score
 # What may lie in a run; a checkpoint's own manifest says what may lie in it.
-RUN_FOLDERS = r"checkpoints|evals|checkpoints/step-\d{6,}(/.*)?"
+_STEP = "step-([0-9]{6}|[1-9][0-9]{6,})"
+RUN_FOLDERS = rf"checkpoints|evals|checkpoints/{_STEP}(/.*)?"
 RUN_FILES = (
     r"LOCK|(manifest|config|tokenizer|status)\.json|(metrics|perf|events)\.jsonl"
-    r"|checkpoints/(index\.json|step-\d{6,}/.*)|evals/(\.lock|[^/]+\.json)"
+    rf"|checkpoints/(index\.json|{_STEP}/.*)|evals/(\.lock|[^/]+\.json)"
 )
 SPLITS = ("train", "val", "test")
 SIDES = ("source", "target")
@@ -79,8 +80,7 @@ def find(root: Path, reference: str, kind: str | None = None) -> Path:
     if slash:
         kinds = [k for k in kinds if FOLDERS[k] == folder]
     valid = _NAME.fullmatch(name) is not None
-    candidates = [root / FOLDERS[k] / name for k in kinds if valid]
-    found = [path for path in candidates if path.is_dir()]
+    found = [p for k in kinds if valid and (p := root / FOLDERS[k] / name).is_dir()]
     if not found:
         what = kind or "artifact"
         there = sorted(
@@ -127,7 +127,14 @@ def eval_name(dataset: str, split: str, step: int, settings: dict[str, Any]) -> 
     return f"{Path(dataset).name}-{split}-step-{step:06d}{''.join(recipe)}.json"
 
 
-def step_of(checkpoint: Path) -> int | None:
-    """The step in a checkpoint folder's name, or None for anything else."""
-    match = re.fullmatch(r"step-(\d{6,})", checkpoint.name)
+def step_of(path: Path) -> int | None:
+    """The step in the name of a checkpoint's folder, or None for anything else."""
+    match = re.fullmatch(_STEP, path.name)
     return int(match[1]) if match else None
+
+
+def list_steps(run: Path) -> list[int]:
+    """Steps that have a checkpoint's folder, oldest first, valid or not."""
+    folder = run / CHECKPOINTS
+    folders = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    return sorted(step for step in map(step_of, folders) if step is not None)

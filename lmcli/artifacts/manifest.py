@@ -36,17 +36,6 @@ class Manifest:
         return files.digest({k: getattr(self, k) for k in ("format", "kind", "parents", "files")})
 
 
-def describe_machine() -> dict[str, Any]:
-    """When, where and by which command: recorded beside the id, never part of it."""
-    return {
-        "command": list(lmcli.invocation),
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "host": socket.gethostname(),
-        "lmcli": lmcli.__version__,
-        "python": platform.python_version(),
-    }
-
-
 def write(
     directory: Path,
     kind: str,
@@ -59,13 +48,22 @@ def write(
 
     `environment` is recorded with when, where and by which command, apart from the id.
     """
-    inside = (p.relative_to(directory).as_posix() for p in files.inside(directory) if p.is_file())
-    names = sorted(name for name in inside if name != layout.MANIFEST)
     table = {
-        n: {"bytes": (directory / n).stat().st_size, "sha256": files.sha256_file(directory / n)}
-        for n in names
+        path.relative_to(directory).as_posix(): {
+            "bytes": path.stat().st_size,
+            "sha256": files.sha256_file(path),
+        }
+        for path in files.inside(directory)
+        if path.is_file() and path != directory / layout.MANIFEST
     }
-    made = describe_machine() | (environment or {})
+    made = {
+        "command": list(lmcli.invocation),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "host": socket.gethostname(),
+        "lmcli": lmcli.__version__,
+        "python": platform.python_version(),
+        **(environment or {}),
+    }
     manifest = Manifest(kind, name, "", parents or {}, table, config or {}, made)
     manifest = replace(manifest, id=manifest.content_id())
     files.write_sealed(directory / layout.MANIFEST, asdict(manifest))
@@ -113,31 +111,27 @@ def _problems(directory: Path, manifest: Manifest, hashes: bool) -> Iterator[str
     for name, entry in manifest.files.items():
         path = directory / name
         try:
-            size = path.stat().st_size if path.is_file() and not path.is_symlink() else None
-            same = (
-                not hashes or size != entry["bytes"] or files.sha256_file(path) == entry["sha256"]
-            )
-        except FileNotFoundError:  # a living run has just removed it
-            size = None
-        if size is None:
+            if path.is_symlink() or not path.is_file():
+                raise FileNotFoundError
+            size = path.stat().st_size
+            if size != entry["bytes"]:
+                yield f"{path}: {size} bytes, expected {entry['bytes']}; truncated or changed"
+            elif hashes and files.sha256_file(path) != entry["sha256"]:
+                yield f"{path}: content differs from its recorded sha256; corrupt"
+        except FileNotFoundError:  # or a living run has just removed it
             yield f"{path}: missing, but listed in the manifest; restore or rebuild it"
-        elif size != entry["bytes"]:
-            yield f"{path}: {size} bytes, expected {entry['bytes']}; truncated or changed"
-        elif not same:
-            yield f"{path}: content differs from its recorded sha256; corrupt"
 
 
-def check_checkpoint(run: Path, checkpoint: Path) -> Manifest:
-    """The manifest of a checkpoint that stands where it belongs: in its run, at its step."""
-    found = read(checkpoint, "checkpoint")
+def check_checkpoint(run: Path, checkpoint: Path, hashes: bool = False) -> None:
+    """A checkpoint must stand where it belongs: in its run, at its step, on its base."""
+    found = read(checkpoint, "checkpoint", hashes)
     if found.parents.get("run") != read(run, "run").id:
         raise DataError(f"{checkpoint}: a checkpoint of another run")
     if found.name.rpartition("/")[2] != checkpoint.name:
         raise DataError(f"{checkpoint}: this is {found.name}, put in another place")
     start = base(checkpoint)
-    if start and read(start, "checkpoint").id != found.parents["base"]:
+    if start and read(start, "checkpoint", hashes).id != found.parents["base"]:
         raise DataError(f"{start}: not what {checkpoint.name} was trained from; restore it")
-    return found
 
 
 def base(checkpoint: Path) -> Path | None:

@@ -11,6 +11,7 @@ checkpoints leave out those of them that are frozen, and name it as their parent
 import contextlib
 import errno
 import hashlib
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from lmcli import console
 from lmcli.artifacts import files, inventory, layout, manifest
+from lmcli.artifacts.layout import list_steps as list_steps
 from lmcli.errors import (
     DataError,
     DivergedError,
@@ -123,21 +125,16 @@ def load_model(folder: Path) -> dict[str, Tensor]:
     return frozen | load_tensors(folder / layout.MODEL)
 
 
-def list_steps(run: Path) -> list[int]:
-    """Steps that have a checkpoint folder, oldest first, valid or not."""
-    folder = run / layout.CHECKPOINTS
-    steps = [layout.step_of(p) for p in folder.iterdir()] if folder.is_dir() else []
-    return sorted(s for s in steps if s is not None)
+def load_optimizer(folder: Path) -> dict[str, Tensor]:
+    """The optimizer's state in a checkpoint, as `state_tensors` gave it."""
+    return load_tensors(folder / layout.OPTIMIZER)
 
 
-def newest(run: Path, at_most: int | None = None) -> tuple[Path, State] | None:
+def newest(run: Path, at_most: float = math.inf) -> tuple[Path, State] | None:
     """The newest checkpoint that validates by hash; damaged ones are passed over, and named."""
     while True:
-        vanished = False
-        for step in reversed(list_steps(run)):
-            folder = layout.checkpoint(run, step)
-            if at_most is not None and step > at_most:
-                continue
+        folders = [layout.checkpoint(run, step) for step in list_steps(run) if step <= at_most]
+        for folder in reversed(folders):
             try:
                 return folder, read_state(run, folder)
             except (MismatchError, StorageError):  # a disk that refuses is not a damaged file
@@ -145,10 +142,8 @@ def newest(run: Path, at_most: int | None = None) -> tuple[Path, State] | None:
             except (LmcliError, FileNotFoundError) as error:
                 if folder.is_dir():
                     console.warn(f"{error}; going back to the checkpoint before it")
-                else:  # pruned by a living run, which has newer ones by now
-                    vanished = True
-        if not vanished:
-            return None
+        if all(folder.is_dir() for folder in folders):
+            return None  # else a living run has pruned one, and has newer ones by now
 
 
 def choose(run: Path, which: str) -> tuple[Path, State]:
@@ -178,9 +173,7 @@ def choose(run: Path, which: str) -> tuple[Path, State]:
 
 def read_state(run: Path, folder: Path) -> State:
     """The state of a checkpoint after its place and every file's hash were checked."""
-    manifest.check_checkpoint(run, folder)
-    for each in filter(None, (folder, manifest.base(folder))):
-        manifest.read(each, "checkpoint", hashes=True)
+    manifest.check_checkpoint(run, folder, hashes=True)
     value = inventory.state(folder)
     value["recent"] = tuple((loss, norm) for loss, norm in value.get("recent", ()))
     return State(**{field.name: value[field.name] for field in fields(State)})
@@ -218,19 +211,15 @@ def load_weights(
 
 def first_difference(a: Path, b: Path) -> str | None:
     """Where two checkpoints of one step differ first, in words; None where no bit does."""
-    for name in (layout.MODEL, layout.OPTIMIZER):
-        ours, theirs = (
-            load_model(folder) if name == layout.MODEL else load_tensors(folder / name)
-            for folder in (a, b)
-        )
+    for name, load in ((layout.MODEL, load_model), (layout.OPTIMIZER, load_optimizer)):
+        ours, theirs = load(a), load(b)
         for key in sorted({*ours, *theirs}):
             if key not in ours or key not in theirs:
                 return f"{name}: {key} is in one of them only"
             one, other = ours[key], theirs[key]
-            if one.shape != other.shape or one.dtype != other.dtype:
-                return f"{name}: {key} has another shape or type"
-            differs = one.view(-1).view(torch.uint8) != other.view(-1).view(torch.uint8)
-            if differs.any():
+            if one.shape != other.shape:
+                return f"{name}: {key} has another shape"
+            if not torch.equal(one.view(torch.int32), other.view(torch.int32)):
                 n = int((one != other).sum())
                 most = float((one.double() - other.double()).abs().max())
                 return f"{name}: {key} differs in {n} of {one.numel()} numbers, at most by {most:g}"

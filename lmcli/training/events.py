@@ -17,7 +17,7 @@ from lmcli.errors import DataError, UsageError
 
 def read(run: Path) -> list[dict[str, Any]]:
     """Every decision, and none that changed since status.json saw it."""
-    for problem in inventory.log_problems(run, layout.EVENTS, _status(run)):
+    for problem in inventory.log_problems(run, layout.EVENTS):
         raise DataError(f"{problem}; restore it, the run depends on what it says")
     return inventory.read_log(run, layout.EVENTS)
 
@@ -31,19 +31,10 @@ def changed(config: TrainingConfig, event: dict[str, Any]) -> TrainingConfig:
         raise DataError(f"{where}: {error}; restore the file") from None
 
 
-def _status(run: Path) -> dict[str, Any]:
-    """What the last status.json says; nothing where there is none or it is damaged."""
-    try:
-        return inventory.recorded(run)
-    except DataError:
-        return {}
-
-
 def harmless_problems(run: Path) -> list[str]:
     """Damage to the status and the timings, which a run goes on without."""
-    found = []
-    if (run / layout.STATUS).exists() and not _status(run):
+    logs = inventory.log_problems(run, layout.PERF)
+    found = [f"{problem}; it holds timings only, the run goes on" for problem in logs]
+    if (run / layout.STATUS).exists() and not inventory.believed(run):
         found.append(f"{run / layout.STATUS}: damaged; it is written anew")
-    for problem in inventory.log_problems(run, layout.PERF, _status(run)):
-        found.append(f"{problem}; it holds timings only, the run goes on")
     return found
