@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+MOMENTUM = 0.95
 
 
 def orthogonalise(matrices: Tensor, dtype: torch.dtype = torch.float32, steps: int = 5) -> Tensor:
@@ -33,36 +34,35 @@ class Muon:
     The update's size follows the matrix shape by sqrt(max(1, rows / columns)).
     """
 
-    def __init__(
-        self,
-        groups: list[dict[str, Any]],
-        momentum: float = 0.95,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        self.param_groups, self.momentum, self.dtype = groups, momentum, dtype
+    def __init__(self, groups: list[dict[str, Any]], dtype: torch.dtype = torch.float32) -> None:
+        self.param_groups, self.dtype = groups, dtype
         self.state: dict[Tensor, dict[str, Tensor]] = defaultdict(dict)
 
     @torch.no_grad()
     def step(self) -> None:
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list[Tensor]] = {}
+            by_shape: defaultdict[torch.Size, list[Tensor]] = defaultdict(list)
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    by_shape.setdefault(parameter.shape, []).append(parameter)
+                    by_shape[parameter.shape].append(parameter)
             for shape, parameters in by_shape.items():
-                grads = []
-                for parameter in parameters:
-                    state = self.state[parameter]
-                    if not state:
-                        state["momentum_buffer"] = torch.zeros_like(parameter)
-                    buffer = state["momentum_buffer"]
-                    grad = parameter.grad
-                    assert grad is not None
-                    buffer.lerp_(grad, 1 - self.momentum)
-                    grads.append(grad.lerp(buffer, self.momentum))
+                directions = torch.stack([self._direction(parameter) for parameter in parameters])
+                updates = orthogonalise(directions, self.dtype)
                 rate = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
-                for parameter, update in zip(
-                    parameters, orthogonalise(torch.stack(grads), self.dtype), strict=True
-                ):
+                for parameter, update in zip(parameters, updates, strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
                     parameter.add_(update, alpha=-rate)
+
+    def _direction(self, parameter: Tensor) -> Tensor:
+        """The gradient with its momentum."""
+        grad, state = parameter.grad, self.state[parameter]
+        assert grad is not None
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        buffer = state["momentum_buffer"].lerp_(grad, 1 - MOMENTUM)
+        return grad.lerp(buffer, MOMENTUM)
+
+    @staticmethod
+    def shapes(parameter: Tensor) -> dict[str, torch.Size]:
+        """The state of a parameter, by name."""
+        return {"momentum_buffer": parameter.shape}

@@ -19,7 +19,6 @@ from lmcli.training.muon import Muon
 # orthogonalised update is much larger than an Adam update of the same rate.
 # The embedding's share is for entries of size 1 and follows their initial size.
 MUON_EMBED, MUON_OUTPUT, MUON_OTHER = 10.0, 0.3, 0.05
-ADAM_STATE, MUON_STATE = ("exp_avg", "exp_avg_sq"), ("momentum_buffer",)
 
 
 class AdamW:
@@ -37,10 +36,9 @@ class AdamW:
             trained = [p for p in group["params"] if p.grad is not None]
             for p in trained:
                 if not self.state[p]:
-                    self.state[p] = {key: torch.zeros_like(p) for key in ADAM_STATE}
-                    self.state[p]["step"] = torch.zeros((), device=p.device)
+                    self.state[p] = {k: p.new_zeros(shape) for k, shape in self.shapes(p).items()}
             averages, squares, steps = (
-                [self.state[p][key] for p in trained] for key in (*ADAM_STATE, "step")
+                [self.state[p][key] for p in trained] for key in ("exp_avg", "exp_avg_sq", "step")
             )
             adamw(
                 *(trained, [p.grad for p in trained], averages, squares, [], steps),
@@ -54,6 +52,12 @@ class AdamW:
                 eps=self.eps,
             )
 
+    @staticmethod
+    def shapes(parameter: Tensor) -> dict[str, torch.Size]:
+        """The state of a parameter, by name."""
+        shape = parameter.shape
+        return {"exp_avg": shape, "exp_avg_sq": shape, "step": torch.Size()}
+
 
 class Optimizer:
     """The optimizers of one model behind one `step`; each parameter is in exactly one group."""
@@ -62,34 +66,25 @@ class Optimizer:
         self.names: dict[Tensor, str] = {
             p: n for n, p in model.named_parameters() if p.requires_grad
         }
-        adam: list[dict[str, Any]] = []
-        matrices: list[Tensor] = []
-        muon = config.optimizer == "muon"
+        muon, matrices = config.optimizer == "muon", list[Tensor]()
+        rest: defaultdict[tuple[float, float], list[Tensor]] = defaultdict(list)
         for parameter, name in self.names.items():
             is_matrix = parameter.ndim == 2
             if muon and is_matrix and ".blocks." in name:
                 matrices.append(parameter)
-                continue
-            share = 1.0
-            if muon:
-                share = MUON_OTHER
-                if name.startswith(("embed", "position")):
-                    share = MUON_EMBED * model.embedding_std
-                elif name.startswith("output"):
-                    share = MUON_OUTPUT
-            decay = config.weight_decay if is_matrix else 0.0
-            key = (share, decay)
-            group = next((g for g in adam if g["key"] == key), None)
-            if group is None:
-                group = {"params": [], "key": key, "share": share, "weight_decay": decay}
-                adam.append(group)
-            group["params"].append(parameter)
+            else:
+                share = _share_beside_muon(name, model.embedding_std) if muon else 1.0
+                rest[share, config.weight_decay if is_matrix else 0.0].append(parameter)
+        groups: list[dict[str, Any]] = [
+            {"params": parameters, "share": share, "weight_decay": decay}
+            for (share, decay), parameters in rest.items()
+        ]
         betas = (config.beta1, config.beta2)
-        self.optimizers: list[AdamW | Muon] = [AdamW(adam, betas, config.adam_eps)]
+        self.optimizers: list[AdamW | Muon] = [AdamW(groups, betas, config.adam_eps)]
         if matrices:
             group = {"params": matrices, "share": 1.0, "weight_decay": config.weight_decay}
             low = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
-            self.optimizers.append(Muon([group], dtype=low))
+            self.optimizers.append(Muon([group], low))
         self.decay, self.mean = config.ema, dict[Tensor, Tensor]()
 
     def step(self, lr: float, step: int = 1) -> None:
@@ -144,14 +139,19 @@ class Optimizer:
             parameter = parameters[name]
             if state == "ema":
                 self.mean[parameter] = value.to(parameter.device)
-                continue
-            owner[parameter].state[parameter][state] = value.to(parameter.device)
+            else:
+                owner[parameter].state[parameter][state] = value.to(parameter.device)
         for parameter, name in self.names.items() if tensors else ():
             if self.decay and self.mean.get(parameter, torch.empty(0)).shape != parameter.shape:
                 raise DataError(f"the running mean of parameter {name!r} does not fit it")
-            full = MUON_STATE if isinstance(owner[parameter], Muon) else ADAM_STATE
-            wanted = dict.fromkeys(full, parameter.shape)
-            if full is ADAM_STATE:
-                wanted["step"] = torch.Size()
-            if {k: v.shape for k, v in owner[parameter].state.get(parameter, {}).items()} != wanted:
+            optimizer = owner[parameter]
+            shapes = {key: value.shape for key, value in optimizer.state[parameter].items()}
+            if shapes != optimizer.shapes(parameter):
                 raise DataError(f"the optimizer state of parameter {name!r} does not fit it")
+
+
+def _share_beside_muon(name: str, embedding_std: float) -> float:
+    """The rate of a parameter that is AdamW's, as a share of muon's."""
+    if name.startswith(("embed", "position")):
+        return MUON_EMBED * embedding_std
+    return MUON_OUTPUT if name.startswith("output") else MUON_OTHER
