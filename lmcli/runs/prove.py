@@ -27,6 +27,8 @@ def prove(
     copy = run.with_name(f"{files.TEMPORARY}prove-{run.name}") / run.name
     with lock.hold(run / layout.LOCK, f"run {run.name}"):
         folder, state = checkpoint.choose(run, "last")
+        if not state.step:
+            raise UsageError(f"{run.name} has taken no step yet that could be taken again")
         events.read(run)
         found = checkpoint.newest(run, at_most=max(0, state.step - steps))
         first = found[1].step if found else 0

@@ -114,6 +114,10 @@ def test_lora_learns_little_resumes_and_merges_to_the_same_function(cli, root):
     assert loss(cli, "plain", "--data", "pairs") == pytest.approx(loss(cli, "l"), rel=1e-6)
     assert cli("sample", "plain", "abcd", "--temperature", "0").out
     assert cli("finetune", "--from", "l", "--name", "plain", "--merge").code == 0  # there already
+    files.remove(layout.checkpoint(root / "runs/l", 6))
+    files.remove(layout.checkpoint(root / "runs/l", 12))
+    nothing = cli("prove", "l")  # of step 0 alone, weights that were given
+    assert nothing.code == 2 and "has taken no step yet" in nothing.err
 
 
 def test_frozen_weights_are_stored_once(cli, root, monkeypatch):
