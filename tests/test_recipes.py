@@ -186,6 +186,8 @@ def test_without_a_compiler_the_run_goes_on(cli, tiny_copy, monkeypatch):
     result = train(cli, "--name", "fallback", *args, "--compile", "on")
     assert result.code == 0 and "torch.compile failed, going on without it" in result.err
     assert log(tiny_copy, "fallback", layout.EVENTS) == [{"step": 0, "change": {"compile": "off"}}]
+    longer = cli("train", "--name", "fallback", "--steps", "5")  # what failed is not tried again
+    assert longer.code == 0 and "torch.compile failed" not in longer.err
     assert train(cli, "--name", "eager", *args).code == 0
     ends = [
         layout.checkpoint(tiny_copy / "runs" / n, 4) / layout.MODEL for n in ("fallback", "eager")

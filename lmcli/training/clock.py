@@ -17,9 +17,9 @@ WARM = 3  # steps that a profile leaves out
 
 
 class Clock:
-    """Times this session of a run; without a model it only counts the parts of a step."""
+    """Times this session of a run."""
 
-    def __init__(self, model: Transformer | None = None, machine: Machine | None = None) -> None:
+    def __init__(self, model: Transformer, machine: Machine) -> None:
         self.model, self.machine = model, machine
         self.parts: defaultdict[str, float] = defaultdict(float)
         self.first = time.monotonic()
@@ -76,7 +76,6 @@ class Clock:
         """Share of the measured peak that the model's own arithmetic takes (Chowdhery et al. 2022,
         appendix B): 6 operations per parameter and token, 12 per layer, width and position."""
         if not self.peak:
-            assert self.model is not None and self.machine is not None
             config = self.model.config
             output = config.vocab_size * config.d_model
             weights = self.model.n_parameters(embeddings=False) + output
@@ -87,7 +86,7 @@ class Clock:
 
     def shown(self) -> str:
         """For the progress line."""
-        used = f"  {self.mfu:.0%} of peak" if self.settled and self.model else ""
+        used = f"  {self.mfu:.0%} of peak" if self.settled else ""
         return f"{show_count(self.rate)} tok/s{used}"
 
     @contextlib.contextmanager

@@ -81,8 +81,8 @@ class Working:
         self.learn = [(m, w) for m, w in self.pairs if m.requires_grad]
         for stack in filter(None, (self.model.encoder, self.model.decoder)):
             stack.recompute = recompute
-        apart = self.learn if self.model is not model else []
-        self.grads = [torch.empty_like(master) for master, _ in apart]
+        copied = self.learn if self.model is not model else []
+        self.apart = [(master, weight, torch.empty_like(master)) for master, weight in copied]
         self.compiled = compiled
         self.forward: Callable[..., Tensor] = compiled_model(self.model) if compiled else self.model
 
@@ -117,15 +117,14 @@ class Working:
 
         They keep their memory, since what comes and goes in many sizes leaves holes.
         """
-        for i, (master, working) in enumerate(self.learn if self.model is not self.master else ()):
-            if working.grad is None:
+        for master, weight, memory in self.apart:
+            if weight.grad is None:
                 continue
             if not first and master.grad is not None:
-                master.grad += working.grad
+                master.grad += weight.grad
             else:
-                master.grad = self.grads[i]
-                master.grad.copy_(working.grad)
-            working.grad = None
+                master.grad = memory.copy_(weight.grad)
+            weight.grad = None
 
 
 def compiled_model(model: Transformer) -> Callable[..., Tensor]:

@@ -1,5 +1,6 @@
 """The gradients of one step: forward and backward over its micro-batches."""
 
+import contextlib
 from collections.abc import Callable
 
 import torch
@@ -26,13 +27,12 @@ def gradients(
     The loss is summed over all micro-batches and divided once by the step's valid tokens, so
     accumulation changes nothing but memory.
     """
-    clock = clock or Clock()
-    with clock.measure("data"):
+    with clock.measure("data") if clock else contextlib.nullcontext():
         parts = batches.parts(index, config.batch_size, config.micro_batch_size)
     tokens = sum(int(batch.loss_mask.sum()) for batch in parts)
     model, device = working.model, working.master.embed.weight.device.type
     model.train()
-    for _, weight in working.learn if model is not working.master else ():
+    for _, weight in working.learn:
         weight.grad = None  # of a pass that memory ended
     nats = torch.zeros((), device=device)
     for micro, batch in enumerate(parts):
@@ -64,6 +64,5 @@ def forward_nll(
         if array is not None and not (name.endswith("_mask") and array.all())
     }
     targets, loss_mask = fields.pop("targets"), fields.pop("loss_mask", None)
-    hidden = model(**fields) if forward is None else forward(**fields)
-    smoothing = config.label_smoothing
-    return summed_nll(model, hidden, targets, loss_mask, smoothing, config.z_loss)
+    hidden = (forward or model)(**fields)
+    return summed_nll(model, hidden, targets, loss_mask, config.label_smoothing, config.z_loss)

@@ -69,22 +69,29 @@ class Trainer:
     ) -> None:
         self.run, self.model, self.optimizer, self.batches = run, model, optimizer, batches
         self.machine, self.evaluate = machine, evaluate
-        self.working = Working(model, machine, config.compile == "on", config.recompute)
         self._configs = [(0, config)]
         self._skips: dict[int, str] = {}
         self._rewinds: list[tuple[int, int]] = []  # step, batches left out after it
         self.events = files.Log(run / layout.EVENTS)
         for event in events.read(run):
             self._replay(event)
+        compiled = self.config.compile == "on"  # unless that failed before
+        self.working = Working(model, machine, compiled, config.recompute)
         self.perf = files.Log(run / layout.PERF)
         self.state = checkpoint.START
         self.clock, self.profile = Clock(model, machine), profile
+        self._until: int | None = None
         self.contention = Contention(config.threads, self.config.threads)
 
     @property
     def config(self) -> TrainingConfig:
         """The config of the last step."""
         return self._configs[-1][1]
+
+    @property
+    def end(self) -> int:
+        """The last step of this session; of the run, where a budget or patience may move it."""
+        return self.config.steps if self._until is None else self._until
 
     def config_at(self, step: int) -> TrainingConfig:
         return next(c for since, c in reversed(self._configs) if since < step)
@@ -115,8 +122,7 @@ class Trainer:
         if found:
             checkpoint.load_weights(self.model, found[0])
             if self.state.step:
-                tensors = checkpoint.load_tensors(found[0] / layout.OPTIMIZER)
-                self.optimizer.load_state_tensors(tensors)
+                self.optimizer.load_state_tensors(checkpoint.load_optimizer(found[0]))
         elif "run" in manifest.read(self.run).parents:
             raise DataError(
                 f"{self.run}: no checkpoint is left, nor the weights it began with; start it again"
@@ -131,16 +137,17 @@ class Trainer:
         self._began = time.monotonic() - _seconds(self.run, state.step)
         checkpoint.settle(self.run, state, self.config.keep_last)
 
-    def fit(self, stop: StopRequest, until: int | None = None) -> State:
+    def fit(self, stop: StopRequest, until: int | None = None) -> None:
         """Trains to step `until` (default: the last); `restore` comes first.
 
         Raises Interrupted after a requested stop was saved, DivergedError, OutOfMemoryError.
         """
+        self._until = until
         self._status("running", None, "")
         try:
             trace, left = Path(f"{self.run.name}.trace.json"), self.config.steps - self.state.step
             with self.clock.profiling(self.profile, trace, left):
-                self._loop(stop, until)
+                self._loop(stop)
         except BaseException as error:
             kind = "interrupted" if isinstance(error, Interrupted) else "failed"
             code = exit_code(error)
@@ -149,12 +156,11 @@ class Trainer:
                 self._status(kind, code, reason)
             raise
         self._status("finished", 0, "")
-        return self.state
 
-    def _loop(self, stop: StopRequest, until: int | None) -> None:
+    def _loop(self, stop: StopRequest) -> None:
         saved, clock = self.state.step, self.clock
         with console.Progress("step", self.config.steps, done=saved) as progress:
-            while self.state.step < (until or self.config.steps):
+            while self.state.step < self.end:
                 if stop.requested:
                     if self.state.step > saved:
                         self._save()
@@ -170,11 +176,10 @@ class Trainer:
                     saved = self.state.step
                     continue
                 clock.stepped(self.state.tokens - tokens)
-                if until is None:
+                if self._until is None:
                     self._keep_to_budget(step)
                     self._give_way(step, progress)
                 config = self.config_at(step)
-                end = until or self.config.steps
                 last = step == config.steps
                 loss = numbers.get("loss", math.nan)
                 progress.total = self.config.steps
@@ -182,15 +187,12 @@ class Trainer:
                 if step % config.log_every == 0 or last or "skipped" in numbers:
                     self.metrics.append({"step": step, "tokens": self.state.tokens, **numbers})
                     self._log_time(step, tokens_per_second=round(clock.rate, 1), **clock.shares())
-                due = step == end or (config.save_every and step % config.save_every == 0)
-                if self.evaluate and (
-                    last or (config.eval_every and step % config.eval_every == 0)
-                ):
+                better = False
+                if self.evaluate and (last or _every(config.eval_every, step)):
                     with clock.measure("eval"):
-                        due = self._validate(step, progress) or due
-                    due = due or step == (until or self.config.steps)
+                        better = self._validate(step, progress)
                 stop.margin = max(stop.margin, 2 * (time.monotonic() - began))
-                if due:
+                if better or step == self.end or _every(config.save_every, step):
                     with clock.measure("save"):
                         self._save()
                     saved = step
@@ -221,51 +223,55 @@ class Trainer:
     def _step(self, step: int, progress: console.Progress) -> dict[str, Any] | None:
         """Takes one step, skips its update, or goes back to a checkpoint and returns None."""
         loss, grad_norm, tokens = self._gradients(step)
-        config = self.config_at(step)
+        config, recent = self.config_at(step), self.state.recent
         lr = config.lr * lr_factor(config, step)
-        numbers: dict[str, Any] = {"loss": loss, "lr": lr, "grad_norm": grad_norm}
-        recent = self.state.recent
-        verdict = health.judge(config, loss, grad_norm, recent)
         if step in self._skips:
             verdict = Verdict("skip", self._skips[step])
+        else:
+            verdict = health.judge(config, loss, grad_norm, recent)
         if verdict.action == "apply":
+            numbers: dict[str, Any] = {"loss": loss, "lr": lr, "grad_norm": grad_norm}
             with self.clock.measure("optimizer"):
                 self.optimizer.step(lr, step)
                 self.working.refresh()
             if config.on_spike != "ignore":
                 recent = (*recent, (loss, grad_norm))[-health.WINDOW :]
         else:
-            self.optimizer.zero_grad()
-            why = f"step {step}: {verdict.why}; no update was made"
-            n_before = len(self._skips) + len(self._rewinds)
-            if verdict.action == "abort":
-                steps = checkpoint.list_steps(self.run)
-                good = f"the checkpoint of step {steps[-1]} is good" if steps else "none is saved"
-                raise DivergedError(
-                    f"{why} and {good}; go on with --on-nonfinite rewind (or skip), or start a "
-                    "new run with a lower --lr"
-                )
-            if step not in self._skips and n_before >= config.max_skips:
-                raise DivergedError(f"{why}, and --max-skips {config.max_skips} is used up")
-            if verdict.action == "rewind":
-                self._rewind(step, verdict.why, progress)
-                return None
-            if step not in self._skips:
-                self.decide({"step": step, "skip": verdict.why})
-                progress.say(f"{why}; skipped")
             numbers = {"lr": lr, "skipped": verdict.why}
+            self.optimizer.zero_grad()
+            if step not in self._skips:
+                self._leave_out(step, verdict, progress)
+            if verdict.action == "rewind":
+                return None
         self.state = dataclasses.replace(
             self.state, step=step, tokens=self.state.tokens + tokens, recent=recent
         )
         return numbers
 
-    def _rewind(self, step: int, why: str, progress: console.Progress) -> None:
+    def _leave_out(self, step: int, verdict: Verdict, progress: console.Progress) -> None:
+        """Decides to skip a step or to go back; DivergedError where it is to abort, or enough."""
+        config, why = self.config_at(step), f"step {step}: {verdict.why}"
+        if verdict.action == "abort":
+            steps = checkpoint.list_steps(self.run)
+            good = f"the checkpoint of step {steps[-1]} is good" if steps else "none is saved"
+            raise DivergedError(
+                f"{why}; no update was made and {good}; go on with --on-nonfinite rewind (or "
+                "skip), or start a new run with a lower --lr"
+            )
+        if len(self._skips) + len(self._rewinds) >= config.max_skips:
+            raise DivergedError(
+                f"{why}; no update was made, and --max-skips {config.max_skips} is used up"
+            )
+        if verdict.action == "skip":
+            self.decide({"step": step, "skip": verdict.why})
+            progress.say(f"{why}; no update was made; skipped")
+            return
         found = checkpoint.newest(self.run)
         back = found[1].step if found else 0
         left_out = self.batch_index(step) + 1 - self.batch_index(back + 1)
-        self.decide({"step": back, "rewind": left_out, "why": f"step {step}: {why}"})
+        self.decide({"step": back, "rewind": left_out, "why": why})
         self.restore(found)
-        progress.say(f"step {step}: {why}; back to step {back}, leaving out {left_out} batches")
+        progress.say(f"{why}; back to step {back}, leaving out {left_out} batches")
 
     def _gradients(self, step: int) -> tuple[float, float, int]:
         """`gradients`, in smaller parts where memory runs out; the sums stay the same."""
@@ -346,6 +352,11 @@ class Trainer:
     def _status(self, state: str, code: int | None, reason: str) -> None:
         logs = [self.perf, self.events]
         write_status(self.run, state, self.state.step, self.config.steps, code, logs, reason)
+
+
+def _every(n: int, step: int) -> bool:
+    """Whether it is time for what is done every n steps; 0: never."""
+    return n > 0 and step % n == 0
 
 
 def _seconds(run: Path, step: int) -> float:
