@@ -44,18 +44,17 @@ For `lmcli train --config`:
 
 def text(evals: Sequence[dict[str, Any]], recipe: dict[str, Any], **facts: Any) -> str:
     """`evals` are results of the exported checkpoint; `facts` fill in the rest of the card."""
-    rows = [
-        (score["name"], f"{score['value']:.6g}", f"{data['name']}/{data['split']}")
-        + (f"`{score['signature']}`",)
-        for result in evals
-        for data in [result["dataset"]]
-        for score in result["scores"]
-    ]
-    lines = [("score", "value", "data", "how"), ("---",) * 4, *rows]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    table = ["| score | value | data | how |", "| --- | --- | --- | --- |"]
+    for result in evals:
+        data = f"{result['dataset']['name']}/{result['dataset']['split']}"
+        for score in result["scores"]:
+            name, value, how = score["name"], score["value"], score["signature"]
+            table.append(f"| {name} | {value:.6g} | {data} | `{how}` |")
     return CARD.format(
         version=__version__,
-        scores=table if rows else "None yet.",
-        recipe="\n".join(f"{k} = {json.dumps(v)}" for k, v in recipe.items() if v is not None),
+        scores="\n".join(table) if evals else "None yet.",
+        recipe="\n".join(
+            f"{k} = {json.dumps(v, ensure_ascii=False)}" for k, v in recipe.items() if v is not None
+        ),
         **facts,
     )

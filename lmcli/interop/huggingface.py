@@ -126,14 +126,14 @@ def write(
     The tokenizer puts the end of text before every text, as our engine and training do.
     """
     family, config = _represent(model)
-    eos = tokenizer.token(tokenizer.eos_id)
     ids = {"bos_token_id": tokenizer.eos_id, "eos_token_id": tokenizer.eos_id}
     ids["pad_token_id"] = tokenizer.pad_id
+    names = {key.removesuffix("_id"): tokenizer.token(id_) for key, id_ in ids.items()}
+    eos = names["eos_token"]
     inner = HFTokenizer.from_str(tokenizer.to_bytes().decode())
     inner.post_processor = processors.TemplateProcessing(
         single=[eos, "$A"], pair=[eos, "$A", "$B"], special_tokens=[(eos, tokenizer.eos_id)]
     )
-    names = {"bos_token": eos, "eos_token": eos, "pad_token": tokenizer.token(tokenizer.pad_id)}
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": model.context_length,

@@ -35,7 +35,7 @@ def curves(title: str, x_label: str, y_label: str, series: Sequence[Series]) -> 
         across = LEFT + (x - low) / (high - low or 1) * (WIDTH - LEFT - 12)
         return across, TOP + (top - y) / (top - bottom) * (HEIGHT - TOP - BOTTOM)
 
-    parts = []
+    parts, legend = [], []
     for y in ticks(bottom, top):
         down = at(low, y)[1]
         ends = f'x1="{LEFT}" x2="{WIDTH - 12}" y1="{down:.1f}" y2="{down:.1f}"'
@@ -48,6 +48,7 @@ def curves(title: str, x_label: str, y_label: str, series: Sequence[Series]) -> 
     parts.append(f'<g transform="translate(13 {HEIGHT / 2:.0f}) rotate(-90)">{turned}</g>')
     for i, (name, points) in enumerate(drawn):
         colour = COLOURS[i % len(COLOURS)]
+        legend.append(f'<span><i style="background:{colour}"></i>{escape(name)}</span>')
         line = " ".join("{:.1f},{:.1f}".format(*at(x, y)) for x, y in points)
         parts.append(f'<polyline points="{line}" stroke="{colour}"/>')
         for x, y in points if len(points) <= 60 else points[-1:]:
@@ -56,14 +57,10 @@ def curves(title: str, x_label: str, y_label: str, series: Sequence[Series]) -> 
                 f'<circle cx="{across:.1f}" cy="{down:.1f}" r="2.6" fill="{colour}">'
                 f"<title>{escape(name)}: {x:.6g}, {y:.5g}</title></circle>"
             )
-    legend = " ".join(
-        f'<span><i style="background:{COLOURS[i % len(COLOURS)]}"></i>{escape(name)}</span>'
-        for i, (name, _) in enumerate(drawn)
-    )
     return (
         f'<figure><figcaption>{escape(title)}</figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" '
         f'role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
-        f'<p class="legend">{legend}</p></figure>'
+        f'<p class="legend">{" ".join(legend)}</p></figure>'
     )
 
 

@@ -80,7 +80,7 @@ def page(
         ("Validation by the clock", "bits per byte", "val_bits_per_byte", "minutes", "perf"),
     ):
         series = [
-            (r.name, [(_x(row, x_key), row[key]) for row in getattr(r, log) if key in row])
+            (r.name, [(row[x_key], row[key]) for row in getattr(r, log) if key in row])
             for r in records
         ]
         parts.append(figures.curves(heading, x_key, y_label, series))
@@ -118,7 +118,3 @@ def page(
         f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head>\n'
         f'<body>\n{body}\n<p class="note">lmcli {lmcli.__version__}</p>\n</body></html>\n'
     )
-
-
-def _x(row: Mapping[str, Any], key: str) -> float:
-    return float(row["seconds"]) / 60 if key == "minutes" else float(row[key])

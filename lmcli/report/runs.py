@@ -31,7 +31,8 @@ def read(root: Path, reference: str) -> RunRecord:
     made = manifest.read(run, "run")
     config = files.read_json(run / layout.CONFIG, schema.CONFIG)
     status = inventory.status(run)
-    metrics, perf = (inventory.read_log(run, name) for name in (layout.METRICS, layout.PERF))
+    metrics = inventory.read_log(run, layout.METRICS)
+    perf = [row | {"minutes": row["seconds"] / 60} for row in inventory.read_log(run, layout.PERF)]
     evals = inventory.evals(run)
     rates = [r["tokens_per_second"] for r in perf if "tokens_per_second" in r]
     losses = [r for r in metrics if "val_loss" in r]
@@ -47,7 +48,7 @@ def read(root: Path, reference: str) -> RunRecord:
         "val_bits_per_byte": best.get("val_bits_per_byte"),
         "best_step": best.get("step"),
         "tokens_per_second": round(statistics.median(rates)) if rates else None,
-        "minutes": round(perf[-1]["seconds"] / 60, 2) if perf else None,
+        "minutes": round(perf[-1]["minutes"], 2) if perf else None,
         "data": (config["data"] or config.get("origin") or {}).get("name"),
     }
     for result in evals:
