@@ -6,8 +6,10 @@ import sys
 
 import pytest
 
+from lmcli import console
 from lmcli.artifacts import files
-from lmcli.errors import DataError, MissingInputError, StorageError
+from lmcli.artifacts.again import creating
+from lmcli.errors import DataError, Interrupted, MissingInputError, StorageError
 
 
 def test_a_log_whose_kept_part_changed_is_refused(tmp_path):
@@ -29,6 +31,20 @@ def test_the_trash_keeps_every_version(tmp_path):
         where = files.to_trash(tmp_path / "runs/base", tmp_path)
         assert where == tmp_path / f".trash/runs-base-{number}"
     assert (tmp_path / ".trash/runs-base-2/x").read_bytes() == b"2"
+
+
+def test_an_interrupted_new_one_says_where_the_old_one_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(console, "quiet", False)
+    run = tmp_path / "runs/base"
+    files.write_file(run / "old", b"")
+    with pytest.raises(ZeroDivisionError), creating(run, tmp_path, "run", force=True):
+        raise ZeroDivisionError  # before there is a new one
+    assert (run / "old").exists() and "is in" not in capsys.readouterr().err
+    with pytest.raises(Interrupted), creating(run, tmp_path, "run", force=True):
+        files.write_file(run / "new", b"")
+        raise Interrupted("SIGINT: saved")
+    said = capsys.readouterr().err
+    assert f"the old base is in {tmp_path / '.trash/runs-base-0'}" in said
 
 
 def test_a_log_on_a_full_disk_is_74(tmp_path, monkeypatch):

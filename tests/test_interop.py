@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import tomllib
 import warnings
 from pathlib import Path
 
@@ -260,6 +261,15 @@ def test_an_export_loads_with_the_same_logits(cli, exported, root):
     Path("card.toml").write_text(card.partition("```toml\n")[2].partition("```")[0])
     again = cli("train", "--data", "corpus", "--name", "x", "--config", "card.toml", "--dry-run")
     assert json.loads(again.out) == json.loads((root / "runs/small/config.json").read_text())
+
+
+def test_the_recipe_of_a_card_is_toml():
+    from lmcli.interop import card
+
+    recipe = {"steps": 3, "adam_eps": 1e-8, "pack": False, "eval_prompt": 'a "fox" \\ 🦊\n狐'}
+    facts = {"run": "r", "step": 3, "eos": "<eos>", "data": "d", "checkpoint": "c"}
+    text = card.text([], recipe | {"budget": None}, **facts)
+    assert tomllib.loads(text.partition("```toml\n")[2].partition("```")[0]) == recipe
 
 
 @pytest.mark.parametrize("prompt", [FOX, "", " spaces  and 狐狸\n", "a , b . don 't"])

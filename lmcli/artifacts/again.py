@@ -21,12 +21,11 @@ def creating(path: Path, root: Path, kind: str, force: bool) -> Iterator[None]:
         old = files.to_trash(path, root) if force and path.exists() else None
         try:
             yield
-        except BaseException:
+        finally:
             if old is not None and not path.exists():
                 files.move(old, path)
-            raise
-        if old is not None:
-            console.say(f"the old {path.name} is in {old}")
+            elif old is not None:
+                console.say(f"the old {path.name} is in {old}")
 
 
 def finished(

@@ -244,19 +244,19 @@ def _status_problems(run: Path) -> Iterator[str]:
 def _index_problems(run: Path) -> Iterator[str]:
     """The index names checkpoints that are there, and once a run has ended what the newest says."""
     path = run / layout.CHECKPOINTS / layout.INDEX
-    newest = max(layout.list_steps(run), default=0)
-    ended = newest and _ended(run, newest)
+    steps = layout.list_steps(run)
+    ended = bool(steps) and _ended(run, steps[-1])
     if not path.exists():
         if ended:
             yield f"{path}: missing"
         return
     index = files.read_sealed(path, schema.INDEX)
-    named = {index["last"], index["best"] or index["last"]}
-    lost = [folder for s in sorted(named) if not (folder := layout.checkpoint(run, s)).is_dir()]
-    yield from (f"{folder}: missing, but in {path}" for folder in lost)
+    lost = {index["last"], index["best"] or index["last"]} - {*steps}
+    for step in sorted(lost):
+        yield f"{layout.checkpoint(run, step)}: missing, but in {path}"
     if ended and not lost:
-        best = state(layout.checkpoint(run, index["last"]))["best"]
-        if (index["last"], index["best"]) != (newest, best and best["step"]):
+        best = state(layout.checkpoint(run, steps[-1]))["best"]
+        if index != {"last": steps[-1], "best": best and best["step"]}:
             yield f"{path}: not what the newest checkpoint says"
 
 

@@ -82,14 +82,15 @@ def find(root: Path, reference: str, kind: str | None = None) -> Path:
     valid = _NAME.fullmatch(name) is not None
     found = [p for k in kinds if valid and (p := root / FOLDERS[k] / name).is_dir()]
     if not found:
-        what = kind or "artifact"
         there = sorted(
             p.name for k in kinds for p in (root / FOLDERS[k]).glob("[!.]*") if p.is_dir()
         )
         listing = f"; there are {', '.join(there[:8])}" if there else ""
         if slash and valid and Path(reference).is_dir():
             listing = f"; a path starts with ./ or /: ./{reference}"
-        raise MissingInputError(f"no {what} called {reference!r} under {root}{listing}")
+        raise MissingInputError(
+            f"no {kind or 'artifact'} called {reference!r} under {root}{listing}"
+        )
     if len(found) > 1:
         choices = " or ".join(f"{p.parent.name}/{p.name}" for p in found)
         raise UsageError(f"{reference!r} names several artifacts; say {choices}")

@@ -59,8 +59,8 @@ def save(
     optimizer: Optimizer | None,
     state: State,
     environment: dict[str, Any],
-) -> Path:
-    """Commits a checkpoint and returns its folder; a good one that is there already stays.
+) -> None:
+    """Commits a checkpoint; a good one that is there already stays.
 
     What is frozen is not written again where the checkpoint of step 0 has it.
     Raises DivergedError for a tensor that is not finite, StorageError with the disk's reason.
@@ -69,7 +69,7 @@ def save(
     if final.exists():
         try:
             read_state(run, final)
-            return final
+            return
         except DataError:
             files.remove(final)
     made = manifest.read(run, "run")
@@ -86,7 +86,6 @@ def save(
         files.write_json(folder / layout.STATE, asdict(state))
         name = f"{made.name}/{final.name}"
         manifest.write(folder, "checkpoint", name, parents, environment=environment)
-    return final
 
 
 def _save_tensors(tensors: Mapping[str, Tensor], path: Path, step: int) -> None:

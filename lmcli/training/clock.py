@@ -46,15 +46,10 @@ class Clock:
             self._profiler.step()
 
     @property
-    def training(self) -> float:
-        """Seconds of steps, without validation and saving."""
-        spent = time.monotonic() - self.first - self.parts["eval"] - self.parts["save"]
-        return max(spent, 1e-9)
-
-    @property
     def rate(self) -> float:
-        """Tokens a second of training."""
-        return self.tokens / self.training
+        """Tokens a second of training, without validation and saving."""
+        spent = time.monotonic() - self.first - self.parts["eval"] - self.parts["save"]
+        return self.tokens / max(spent, 1e-9)
 
     @property
     def settled(self) -> bool:

@@ -134,7 +134,6 @@ class Trainer:
         self.metrics = files.Log(
             self.run / layout.METRICS, state.metrics_bytes, state.metrics_sha256
         )
-        self._began = time.monotonic() - _seconds(self.run, state.step)
         checkpoint.settle(self.run, state, self.config.keep_last)
 
     def fit(self, stop: StopRequest, until: int | None = None) -> None:
@@ -143,6 +142,8 @@ class Trainer:
         Raises Interrupted after a requested stop was saved, DivergedError, OutOfMemoryError.
         """
         self._until = until
+        # Once: a rewind gives no time back.
+        self._began = time.monotonic() - _seconds(self.run, self.state.step)
         self._status("running", None, "")
         try:
             trace, left = Path(f"{self.run.name}.trace.json"), self.config.steps - self.state.step

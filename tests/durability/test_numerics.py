@@ -105,6 +105,8 @@ def test_rewind_goes_back_and_leaves_out_the_data(cli, tiny_copy, poison):
         {"step": 4, "rewind": 3, "why": "step 7: loss nan"}
     ]
     assert [r["step"] for r in metrics(run)] == [*range(1, 13)]
+    seconds = [r["seconds"] for r in files.read_log(run / layout.PERF)]
+    assert seconds == sorted(seconds)  # the time that was lost counts too
     end = digest(run)
     for step in (8, 12):  # as if killed after the rewind, before anything was saved
         files.remove(layout.checkpoint(run, step))
