@@ -64,5 +64,5 @@ def forward_nll(
         if array is not None and not (name.endswith("_mask") and array.all())
     }
     targets, loss_mask = fields.pop("targets"), fields.pop("loss_mask", None)
-    hidden = (forward or model)(**fields)
+    hidden = model(**fields) if forward is None else forward(**fields)
     return summed_nll(model, hidden, targets, loss_mask, config.label_smoothing, config.z_loss)
