@@ -97,6 +97,17 @@ def state(checkpoint: Path) -> dict[str, Any]:
     return value
 
 
+def shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors in a safetensors file, by name, from its header."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise DataError(f"{path}: not readable as safetensors ({error})") from None
+
+
 def evals(run: Path) -> list[dict[str, Any]]:
     """A run's results, by name."""
     paths = sorted((run / layout.EVALS).glob("[!.]*.json"))

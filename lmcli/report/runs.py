@@ -7,10 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from lmcli.artifacts import files, inventory, layout, manifest, schema
-from lmcli.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -64,12 +61,7 @@ def _n_parameters(run: Path) -> int | None:
     if not steps:
         return None
     path = layout.checkpoint(run, 0 if 0 in steps else steps[-1]) / layout.MODEL
-    try:
-        with safe_open(path, "np") as file:
-            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
-            return sum(map(math.prod, shapes))
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"{path}: not readable as safetensors ({error})") from None
+    return sum(map(math.prod, inventory.shapes(path).values()))
 
 
 def _commands(root: Path, made: manifest.Manifest) -> list[str]:

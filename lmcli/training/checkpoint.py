@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -182,10 +182,8 @@ def check_shapes(folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
     """Raises MismatchError, before any memory is taken, where weights are not of these shapes."""
     path = folder / layout.MODEL
     try:
-        with safe_open(path, "pt") as file:
-            names = file.keys()
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in names}
-    except (SafetensorError, OSError, RuntimeError):
+        found = inventory.shapes(path)
+    except DataError:
         return  # loading says it
     for name in sorted(shapes):
         if found.get(name, shapes[name]) != shapes[name]:
