@@ -14,7 +14,7 @@ import hashlib
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ class State:
     metrics_bytes: int
     metrics_sha256: str
     best: dict[str, Any] | None = None
-    recent: tuple[tuple[float, float], ...] = ()  # loss and gradient norm, to know a spike by
+    recent: Sequence[Sequence[float]] = ()  # loss and gradient norm, to know a spike by
 
 
 START = State(0, 0, 0, hashlib.sha256().hexdigest())
@@ -174,8 +174,7 @@ def read_state(run: Path, folder: Path) -> State:
     """The state of a checkpoint after its place and every file's hash were checked."""
     manifest.check_checkpoint(run, folder, hashes=True)
     value = inventory.state(folder)
-    value["recent"] = tuple((loss, norm) for loss, norm in value.get("recent", ()))
-    return State(**{field.name: value[field.name] for field in fields(State)})
+    return State(**{f.name: value[f.name] for f in fields(State) if f.name in value})
 
 
 def check_shapes(folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:

@@ -23,7 +23,7 @@ def judge(
     config: TrainingConfig,
     loss: float,
     grad_norm: float,
-    recent: Sequence[tuple[float, float]],
+    recent: Sequence[Sequence[float]],
 ) -> Verdict:
     """NaN or infinity never passes; a spike only where the config ignores spikes.
 

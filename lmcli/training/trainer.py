@@ -118,11 +118,11 @@ class Trainer:
     def restore(self, found: tuple[Path, State] | None) -> None:
         """Weights, optimizer and metrics as of a checkpoint, or as of the start."""
         self.optimizer.reset()
-        self.state = found[1] if found else checkpoint.START
-        if found:
-            checkpoint.load_weights(self.model, found[0])
-            if self.state.step:
-                self.optimizer.load_state_tensors(checkpoint.load_optimizer(found[0]))
+        folder, state = found or (None, checkpoint.START)
+        if folder:
+            checkpoint.load_weights(self.model, folder)
+            if state.step:
+                self.optimizer.load_state_tensors(checkpoint.load_optimizer(folder))
         elif "run" in manifest.read(self.run).parents:
             raise DataError(
                 f"{self.run}: no checkpoint is left, nor the weights it began with; start it again"
@@ -130,10 +130,8 @@ class Trainer:
         else:
             self.model.init_weights(self._configs[0][1].seed)
         self.working.refresh(frozen=True)
-        state = self.state
-        self.metrics = files.Log(
-            self.run / layout.METRICS, state.metrics_bytes, state.metrics_sha256
-        )
+        self.state, log = state, self.run / layout.METRICS
+        self.metrics = files.Log(log, state.metrics_bytes, state.metrics_sha256)
         checkpoint.settle(self.run, state, self.config.keep_last)
 
     def fit(self, stop: StopRequest, until: int | None = None) -> None:
