@@ -83,9 +83,9 @@ def check_free(path: Path, what: str) -> None:
         raise LockedError(f"{what} is being written by {holder(path)}")
 
 
-def holder(path: Path, patience: float = 0.25) -> str:
+def holder(path: Path) -> str:
     """Who wrote its name into a lock file; it may be about to."""
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + 0.25
     while True:
         try:
             value = json.loads(path.read_text())

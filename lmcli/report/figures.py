@@ -10,11 +10,11 @@ WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 300, 60, 40, 16
 COLOURS = ("#2166ac", "#d6604d", "#1b7837", "#8073ac", "#b35806", "#01665e", "#c51b7d", "#4d4d4d")
 
 
-def ticks(low: float, high: float, n: int = 5) -> list[float]:
-    """About n round numbers from low to high (1, 2 or 5 times a power of ten apart)."""
+def ticks(low: float, high: float) -> list[float]:
+    """About 5 round numbers from low to high (1, 2 or 5 times a power of ten apart)."""
     span = high - low or abs(high) or 1.0
-    power = 10.0 ** math.floor(math.log10(span / n))
-    step = next(m * power for m in (1, 2, 5, 10) if span / (m * power) <= n)
+    power = 10.0 ** math.floor(math.log10(span / 5))
+    step = next(m * power for m in (1, 2, 5, 10) if span / (m * power) <= 5)
     first = math.ceil(low / step - 1e-9)
     return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
 

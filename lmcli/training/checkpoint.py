@@ -147,7 +147,7 @@ def newest(run: Path, at_most: float = math.inf) -> tuple[Path, State] | None:
 
 def choose(run: Path, which: str) -> tuple[Path, State]:
     """The checkpoint to use for `last`, `best` or a step number, and never another one: a
-    damaged one is a DataError that says what else there is. `mean` begins with the last."""
+    damaged one is a DataError that says what else there is."""
     steps = list_steps(run)
     if not steps:
         raise DataError(f"{run}: no checkpoint yet; train it first")
@@ -157,7 +157,7 @@ def choose(run: Path, which: str) -> tuple[Path, State]:
         if which == "best":
             best = read_state(run, layout.checkpoint(run, step)).best
             step = best["step"] if best else step
-        elif which not in ("last", "mean"):
+        elif which != "last":
             step = int(which)
         folder = layout.checkpoint(run, step)
         if folder.is_dir():
