@@ -135,6 +135,22 @@ def test_a_source_keeps_its_first_tokens_and_takes_no_room():
     assert len(short.ids) <= 3
 
 
+def test_samples_of_a_source_come_in_where_others_are_under_way(monkeypatch):
+    engine, c = Engine(lively("encoder-decoder"), EOS, 0), config(1, num_return_sequences=6)
+    [together] = engine.generate([[5, 6, 7]], c)
+    monkeypatch.setattr("lmcli.inference.engine.READ", 8)
+    same(engine.generate([[5, 6, 7]], c)[0], together)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("rule", [{"no_repeat_ngram": 1}, {"min_new_tokens": 9}])
+def test_a_completion_is_one_of_the_choices_whatever_else_is_asked(beams, rule):
+    engine = Engine(lively(vocab_size=2000), EOS, 0)
+    choices = [[7, 7], [9, 9, 9]]
+    [[done]] = engine.generate([[5]], config(beams, **rule), choices=choices)
+    assert done.ids in choices and done.finish_reason == "eos"
+
+
 def test_more_answers_than_beams_are_refused():
     with pytest.raises(UsageError):
         config(2, num_return_sequences=3)
@@ -255,6 +271,7 @@ def marian(transformers):
         *((2, p, []) for p in (0.0, 1.0)),
         *((5, p, []) for p in (-1.0, 0.0, 0.6, 1.0, 2.5)),
         (5, 1.0, [8, 30]),
+        (4, 2.5, list(range(20, 40))),
         (16, 1.0, []),
     ],
 )

@@ -10,7 +10,7 @@ from lmcli.config.model import ModelConfig
 from lmcli.errors import UsageError
 from lmcli.inference.cache import Cache
 from lmcli.model import loss as loss_module
-from lmcli.model.attention import Attention, attention_weights, relative_bucket, rotate, rotation
+from lmcli.model.attention import attention_weights, relative_bucket, rotate, rotation
 from lmcli.model.kernels import Dropout
 from lmcli.model.loss import nll, summed_nll, token_nll
 from lmcli.model.presets import PRESETS, preset
@@ -71,8 +71,7 @@ IDS = torch.tensor([[7, 3, 9, 11, 4, 30, 21, 8, 17, 2, 40, 6]])
 
 
 def test_self_attention_is_the_written_formula_in_float64():
-    config = ModelConfig(**SMALL | {"position": "none", "qk_norm": False}).resolved()
-    attention = Attention(config).double()
+    attention = make(position="none", qk_norm=False).double().decoder.blocks[0].attn
     x = torch.randn(2, 6, 32, dtype=torch.float64)
     q = (x @ attention.q_proj.weight.T).view(2, 6, 4, 8).transpose(1, 2)
     k = (x @ attention.k_proj.weight.T).view(2, 6, 4, 8).transpose(1, 2)
@@ -90,8 +89,7 @@ def test_self_attention_is_the_written_formula_in_float64():
 
 
 def test_cross_attention_is_the_written_formula_in_float64():
-    config = ModelConfig(**SMALL | {"qk_norm": False}).resolved()
-    attention = Attention(config).double()
+    attention = make(qk_norm=False).double().decoder.blocks[0].attn
     x, memory = torch.randn(2, 3, 32).double(), torch.randn(2, 5, 32).double()
     q = (x @ attention.q_proj.weight.T).view(2, 3, 4, 8).transpose(1, 2)
     k = (memory @ attention.k_proj.weight.T).view(2, 5, 4, 8).transpose(1, 2)
@@ -126,13 +124,14 @@ def test_the_future_never_affects_the_past(model):
 
 def cached(model: Transformer, ids: torch.Tensor, read: int) -> torch.Tensor:
     """The first `read` tokens at once, as a prompt is, the others one by one."""
-    cache = Cache(model.config, torch.device("cpu"), torch.float32)
+    cache = Cache(model)
     cache.reserve(len(ids), ids.shape[1])
-    seen = cache.see(read, reading=torch.arange(len(ids)))
-    out = [model(ids[:, :read], seen, cache=cache.layers, key_positions=seen)]
+    cache.read(torch.arange(len(ids)), read)
+    out = [model(ids[:, :read], cache=cache.layers)]
     for i in range(read, ids.shape[1]):
-        at, seen = torch.full((len(ids), 1), i), cache.see(i + 1)
-        out.append(model(ids[:, i : i + 1], at, cache=cache.layers, key_positions=seen))
+        at = torch.full((len(ids), 1), i)
+        cache.step(at, i + 1)
+        out.append(model(ids[:, i : i + 1], at, cache=cache.layers))
     return torch.cat(out, dim=1)
 
 

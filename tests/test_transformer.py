@@ -77,19 +77,14 @@ def test_source_padding_is_invisible(pair_model):
 def test_a_cached_decoder_over_a_source_equals_the_uncached(pair_model):
     ids = torch.cat((IDS, IDS.flip(1)))
     memory = pair_model.memory(pair_model.encode(SOURCE, REAL))
-    cache = Cache(pair_model.config, torch.device("cpu"), torch.float32)
+    cache = Cache(pair_model)
     cache.reserve(2, ids.shape[1])
-    steps = [
-        pair_model(
-            ids[:, i : i + 1],
-            torch.tensor([[i]]),
-            source_mask=REAL,
-            memory=memory,
-            cache=cache.layers,
-            key_positions=cache.see(i + 1),
-        )
-        for i in range(ids.shape[1])
-    ]
+    given = {"memory": memory, "source_mask": REAL, "cache": cache.layers}
+    steps = []
+    for i in range(ids.shape[1]):
+        at = torch.tensor([[i]])
+        cache.step(at, i + 1)
+        steps.append(pair_model(ids[:, i : i + 1], at, **given))
     whole = pair_model(ids, source_ids=SOURCE, source_mask=REAL)
     torch.testing.assert_close(torch.cat(steps, dim=1), whole, rtol=0, atol=1e-5)
 
@@ -111,12 +106,14 @@ def test_the_gradient_reaches_every_parameter_and_repeats_bit_for_bit(pair_model
 def test_reordered_cache_rows_are_the_reordered_texts():
     model, rows = make(), torch.tensor([1, 0, 1])
     ids, following = torch.tensor([[2, 5, 6], [2, 7, 8]]), torch.tensor([[9], [10], [11]])
-    cache = Cache(model.config, torch.device("cpu"), torch.float32)
+    cache = Cache(model)
     cache.reserve(3, 4)
-    seen = cache.see(3, reading=torch.arange(2))
-    model(ids, seen, cache=cache.layers, key_positions=seen)
+    cache.read(torch.arange(2), 3)
+    model(ids, cache=cache.layers)
     cache.copy(torch.arange(3), rows, slice(0, 3))
-    step = model(following, torch.full((3, 1), 3), cache=cache.layers, key_positions=cache.see(4))
+    at = torch.full((3, 1), 3)
+    cache.step(at, 4)
+    step = model(following, at, cache=cache.layers)
     whole = model(torch.cat((ids[rows], following), dim=1))[:, -1:]
     torch.testing.assert_close(step, whole, rtol=0, atol=1e-5)
 

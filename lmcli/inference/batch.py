@@ -54,15 +54,13 @@ class Row:
 class Batch:
     """The rows, the cache they are read from, and the logits [R, V] of their next tokens."""
 
-    def __init__(
-        self, model: Transformer, eos_id: int, pad_id: int, width: int, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, model: Transformer, eos_id: int, pad_id: int, width: int) -> None:
         self.model, self.eos_id, self.pad_id, self.width = model, eos_id, pad_id, width
         self.device = model.embed.weight.device
         self.has_encoder = model.config.arch == "encoder-decoder"
         self.rows: list[Row] = []
-        self.cache = Cache(model.config, self.device, dtype)
-        self.memory = Cache(model.config, self.device, dtype)  # of sources: one row for all beams
+        self.cache = Cache(model)
+        self.memory = Cache(model)  # of sources: one row for all beams
         self.logits = torch.zeros((0, model.config.vocab_size), device=self.device)
         self.last = torch.zeros(0, dtype=torch.long, device=self.device)  # position [R]
 
@@ -91,13 +89,15 @@ class Batch:
     def add(self, rows: Sequence[Row]) -> None:
         """Rows for the next step; prompts that no row here begins with are read."""
         n, w = len(self.rows), self.width
-        holder = {row.prompt: i for i, row in enumerate(self.rows) if row.prompt.logits is not None}
+        holder = {row.prompt: i for i, row in enumerate(self.rows)}
         fresh = {}
         for i, row in enumerate(rows, n):
             if holder.setdefault(row.prompt, i) == i:
                 fresh[row.prompt] = i
         self.rows += rows
         self.cache.reserve(len(self.rows) * w, 1)
+        if self.has_encoder:
+            self.memory.reserve(len(self.rows), 0)
         if fresh:
             self._read(list(fresh), self._tensor(list(fresh.values())))
         at = torch.arange(n, len(self.rows), device=self.device)
@@ -122,22 +122,15 @@ class Batch:
             real = torch.arange(ids.shape[1], device=self.device) < lengths[:, None]
             mask = None if real.all() else real
             memory = self.model.memory(self.model.encode(ids, mask))
-            self.memory.reserve(len(self.rows), ids.shape[1])
-            self.memory.see(ids.shape[1], reading=at)
+            self.memory.reserve(0, ids.shape[1])
+            self.memory.read(at, ids.shape[1])
             for layer, (k, v) in zip(self.memory.layers, memory, strict=True):
-                layer.update(k, v, lengths)
+                layer.update(k, v)
             ids, lengths = torch.full_like(ids[:, :1], self.eos_id), torch.ones_like(lengths)
         self.cache.reserve(0, ids.shape[1])
         self.cache.ids[at * self.width, : ids.shape[1]] = ids
-        positions = self.cache.see(ids.shape[1], reading=at * self.width)
-        hidden = self.model(
-            ids,
-            positions,
-            memory=memory,
-            source_mask=mask,
-            cache=self.cache.layers,
-            key_positions=positions,
-        )
+        self.cache.read(at * self.width, ids.shape[1])
+        hidden = self.model(ids, memory=memory, source_mask=mask, cache=self.cache.layers)
         hidden = hidden[torch.arange(len(ids), device=self.device), lengths - 1]
         for prompt, logits in zip(prompts, self.model.logits(hidden), strict=True):
             prompt.logits = logits
@@ -174,14 +167,9 @@ class Batch:
             memory = [(x.k[:n, :, :width], x.v[:n, :, :width]) for x in self.memory.layers]
             if (lengths < width).any():
                 mask = torch.arange(width, device=self.device) < lengths[:, None]
-        hidden = self.model(
-            ids[:, None],
-            self.last[:, None],
-            memory=memory,
-            source_mask=mask,
-            cache=self.cache.layers,
-            key_positions=self.cache.see(used),
-        )
+        slots, cache = self.last[:, None], self.cache.layers
+        self.cache.step(slots, used)
+        hidden = self.model(ids[:, None], slots, memory=memory, source_mask=mask, cache=cache)
         self.logits = self.model.logits(hidden[:, 0])
 
     def _each(self, rows: Tensor) -> Tensor:

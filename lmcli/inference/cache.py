@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lmcli.config.model import ModelConfig
+from lmcli.model.transformer import Transformer
 
 SLOTS = 64  # at first; then twice as many each time
 
@@ -21,35 +21,35 @@ class LayerSlots:
     def __init__(self, k: Tensor, v: Tensor) -> None:
         self.k, self.v, self.used = k, v, 0
         self.reading: Tensor | None = None  # the rows whose prompts are being read
+        self.at = torch.arange(0)  # the slots that are written otherwise, [R, 1]
 
-    def update(self, k: Tensor, v: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def update(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Stores k, v [B, K, T, D]; returns the slots they may see.
 
-        A prompt sees itself alone. Otherwise the first B rows each get one slot, at `positions`
-        [B, 1], and see the used ones.
+        A prompt sees itself alone. Otherwise the first B rows each get one slot and see the used
+        ones.
         """
         if self.reading is not None:
-            self.k[self.reading, :, : k.shape[2]] = k
-            self.v[self.reading, :, : v.shape[2]] = v
+            self.k[self.reading, :, : self.used] = k
+            self.v[self.reading, :, : self.used] = v
             return k, v
         rows = torch.arange(len(k), device=k.device)[:, None]
-        self.k[rows, :, positions] = k.transpose(1, 2)
-        self.v[rows, :, positions] = v.transpose(1, 2)
+        self.k[rows, :, self.at] = k.transpose(1, 2)
+        self.v[rows, :, self.at] = v.transpose(1, 2)
         return self.k[: len(k), :, : self.used], self.v[: len(k), :, : self.used]
 
 
 class Cache:
     """One LayerSlots per decoder block, and beside them each slot's token and its logprob."""
 
-    def __init__(self, config: ModelConfig, device: torch.device, dtype: torch.dtype) -> None:
-        def empty(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
-            return torch.zeros((0, *shape), device=device, dtype=dtype)
-
-        shape = config.n_kv_heads, 0, config.head_dim
-        self.layers = [LayerSlots(empty(*shape), empty(*shape)) for _ in range(config.n_layers)]
-        self.ids = empty(0, dtype=torch.long)  # [rows, slots]
-        self.logprobs = empty(0, dtype=torch.float32)
-        self.slot_bytes = 2 * config.n_layers * shape[0] * shape[2] * dtype.itemsize
+    def __init__(self, model: Transformer) -> None:
+        config, weight = model.config, model.embed.weight  # whose device and type it has
+        empty = weight.new_empty(0, config.n_kv_heads, 0, config.head_dim)
+        self.layers = [LayerSlots(empty, empty) for _ in range(config.n_layers)]
+        self.ids = weight.new_empty((0, 0), dtype=torch.long)  # [rows, slots]
+        self.logprobs = weight.new_empty((0, 0), dtype=torch.float32)
+        width = config.n_kv_heads * config.head_dim
+        self.slot_bytes = 2 * config.n_layers * width * weight.itemsize
 
     def reserve(self, rows: int, slots: int) -> None:
         """Makes room for so many rows and slots; they begin as zeros."""
@@ -63,12 +63,16 @@ class Cache:
             self.ids = F.pad(self.ids, (0, wider, 0, more))
             self.logprobs = F.pad(self.logprobs, (0, wider, 0, more))
 
-    def see(self, used: int, reading: Tensor | None = None) -> Tensor:
-        """What the next forward pass is about: prompts, for the rows `reading`, or the next slot of
-        the first rows. Returns the positions [1, used] of the slots it sees."""
+    def read(self, rows: Tensor, n: int) -> None:
+        """The next forward pass reads n tokens of prompts, for `rows`."""
         for layer in self.layers:
-            layer.used, layer.reading = used, reading
-        return torch.arange(used, device=self.ids.device)[None]
+            layer.reading, layer.used = rows, n
+
+    def step(self, at: Tensor, used: int) -> None:
+        """The next forward pass reads a token at each slot `at` [R, 1] of the first R rows, and
+        sees the first `used` ones."""
+        for layer in self.layers:
+            layer.reading, layer.at, layer.used = None, at, used
 
     def copy(self, to: Tensor, source: Tensor, slots: slice) -> None:
         """Some slots of the rows `source` over those of `to`."""

@@ -121,4 +121,5 @@ def largest(logits: Tensor, k: int, block: int = 128) -> tuple[Tensor, Tensor]:
     blocks = F.pad(logits, (0, -v % block), value=-INF).view(b, -1, block)
     which = blocks.amax(-1).topk(k, dim=-1).indices  # the k largest lie in the k best blocks
     values, place = blocks[torch.arange(b)[:, None], which].flatten(1).topk(k, dim=-1)
-    return values, which.gather(1, place // block) * block + place % block
+    ids = which.gather(1, place // block) * block + place % block
+    return values, ids.clamp(max=v - 1)  # where less than k are finite, padding is as good

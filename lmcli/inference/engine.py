@@ -94,11 +94,10 @@ class Engine:
         `on_token(record, sample, ids, ended)` sees samples grow.
         """
         self.model.eval()
-        beams, n = config.num_beams > 1, config.num_return_sequences
+        n = config.num_return_sequences
         rules = Rules(config, self.eos_id, stop_ids, stopped, choices)
-        dtype = self.model.embed.weight.dtype
-        batch = Batch(self.model, self.eos_id, self.pad_id, config.num_beams, dtype)
-        search = Beams(rules) if beams else Samples(rules, on_token)
+        batch = Batch(self.model, self.eos_id, self.pad_id, config.num_beams)
+        search = Beams(rules) if config.num_beams > 1 else Samples(rules, on_token)
         room = free_bytes(self.device) // 2
         opened: deque[Prompt] = deque()
         waiting: list[Row] = []
@@ -112,8 +111,8 @@ class Engine:
                     waiting += [Row(opened[-1], sample) for sample in range(opened[-1].left)]
             if starting := self._next(waiting, batch, config.batch_size, room):
                 batch.add(starting)
-                gone = set(map(id, starting))
-                waiting = [row for row in waiting if id(row) not in gone]
+                gone = set(starting)
+                waiting = [row for row in waiting if row not in gone]
             if batch.rows:
                 search.step(batch)
             while opened and not opened[0].left:
@@ -143,10 +142,8 @@ class Engine:
         if places < min(len(waiting), max(1, most // 8)) or not waiting:
             return []
         first = len(waiting[0].prompt.ids)
-        near = sorted(waiting[: WINDOW * most], key=lambda r: abs(len(r.prompt.ids) - first))[
-            :places
-        ]
-        longest = itertools.accumulate((len(row.prompt.ids) for row in near), max)
+        near = sorted(waiting[: WINDOW * most], key=lambda r: abs(len(r.prompt.ids) - first))
+        longest = itertools.accumulate((len(row.prompt.ids) for row in near[:places]), max)
         fits = [i for i, length in enumerate(longest, 1) if i * length <= READ]
         near = near[: max(fits, default=1)]
         while near and batch.bytes(near) > room:
@@ -173,17 +170,17 @@ class Engine:
         self.model.eval()
         inputs = torch.tensor([[self.eos_id, *ids]], device=self.device)
         seen: list[Tensor] = []
-        blocks, read = list(self.model.decoder.blocks), None
+        name, read = "attn", None
         if source is not None:
-            read = torch.tensor([self.fit_prompt(source)], device=self.device)
-        layers = [block.attn if source is None else block.cross_attn for block in blocks]
+            name, read = "cross_attn", torch.tensor([self.fit_prompt(source)], device=self.device)
+        layers = [getattr(block, name) for block in self.model.decoder.blocks]
         try:
             for layer in layers:
-                layer.watch = seen.append  # type: ignore[union-attr]
+                layer.watch = seen.append
             self.model(inputs, source_ids=read)
         finally:
             for layer in layers:
-                layer.watch = None  # type: ignore[union-attr]
+                layer.watch = None
         return torch.cat(seen).double().cpu().numpy()
 
     @torch.inference_mode()

@@ -27,29 +27,26 @@ class Rules:
         choices: Sequence[Sequence[int]],
     ) -> None:
         self.config, self.eos_id, self.stop_ids, self.stopped = config, eos_id, stop_ids, stopped
-        self.paths = decoding.paths(choices, eos_id) if choices else None
-        self.any = bool(
-            config.repetition_penalty != 1
-            or config.no_repeat_ngram
-            or config.min_new_tokens
-            or self.paths
-        )
+        self.ends = sorted({eos_id, *stop_ids})
+        self.paths = decoding.paths(choices, eos_id)
+        repeats = config.repetition_penalty != 1 or config.no_repeat_ngram
+        self.any = bool(repeats or config.min_new_tokens or choices)
 
     def __call__(self, scores: Tensor, batch: Batch) -> Tensor:
-        """Scores [R, V] under the rules, which give way where they leave nothing."""
+        """Scores [R, V] under the rules; all but choices give way where they leave nothing."""
         if not self.any:
             return scores
+        if self.paths:
+            allowed = [self.paths.get(tuple(text), [self.eos_id]) for text in batch.written()]
+            scores = decoding.keep_allowed(scores, allowed)
         ids, n = batch.texts()
         kept = decoding.penalize_repeats(scores, ids, n, self.config.repetition_penalty)
         kept = decoding.ban_ngrams(kept, ids, n, self.config.no_repeat_ngram)
         if self.config.min_new_tokens:
             short = [row.n < self.config.min_new_tokens for row in batch.rows]
             rows = torch.tensor(short, device=scores.device).repeat_interleave(batch.width)
-            ends = torch.tensor(sorted({self.eos_id, *self.stop_ids}), device=scores.device)
+            ends = torch.tensor(self.ends, device=scores.device)
             kept = kept.index_fill(1, ends, -decoding.INF).where(rows[:, None], kept)
-        if self.paths is not None:
-            allowed = [self.paths.get(tuple(text), [self.eos_id]) for text in batch.written()]
-            kept = decoding.keep_allowed(kept, allowed)
         return kept.where((kept > -decoding.INF).any(-1, keepdim=True), scores)
 
     def reason(self, ids: Sequence[int], token: int, limit: int) -> str:
@@ -114,7 +111,9 @@ class Beams:
         new[:, 0] = 0.0  # all beams are one at first
         scores = torch.cat([self.scores.to(device), new])
         lengths = [row.n + 1 for row in rows]
-        k = min(2 * b, v)
+        # Enough for b that go on: m tokens end a text, of each beam and so of all m * b.
+        k = min(b + max(b, len(rules.ends)), v)
+        most = min((1 + len(rules.ends)) * b, k * b)
         logits = batch.logits.float()
         norm = logits.logsumexp(-1, keepdim=True)
         if rules.any:
@@ -123,21 +122,18 @@ class Beams:
             top, tokens = decoding.largest(logits, k)
             top = top - norm
         total = (scores[:, :, None] + top.view(len(rows), b, k)).flatten(1)
-        total, place = total.topk(min(2 * b, b * k), dim=1)  # in order
+        total, place = total.topk(most, dim=1)  # in order
         beam = place // k
         token = tokens.view(len(rows), b * k).gather(1, place)
         each = torch.arange(len(rows), device=device)[:, None] * b + beam  # rows of the cache
         own = logits[each, token] - norm[each, 0]
-        ended = torch.zeros_like(token, dtype=torch.bool)
-        if rules.stopped is None:
-            ends = torch.tensor(sorted({rules.eos_id, *rules.stop_ids}), device=device)
-            full = [n >= row.prompt.limit for n, row in zip(lengths, rows, strict=True)]
-            ended |= torch.isin(token, ends) | torch.tensor(full, device=device)[:, None]
-            looked = (ended & (total > -1e8))[:, :b].nonzero().tolist()
-        else:
-            looked = (total > -1e8).nonzero().tolist()
-        written = batch.written() if looked else []
-        for i, rank in looked:
+        full = [n >= row.prompt.limit for n, row in zip(lengths, rows, strict=True)]
+        ended = torch.isin(token, torch.tensor(rules.ends, device=device))
+        ended |= torch.tensor(full, device=device)[:, None]
+        looked = ended[:, :b] if rules.stopped is None else torch.ones_like(ended[:, : 2 * b])
+        found = (looked & (total[:, : looked.shape[1]] > -1e8)).nonzero().tolist()
+        written = batch.written() if found else []
+        for i, rank in found:
             row, at, last_id = rows[i], int(each[i, rank]), int(token[i, rank])
             ids = written[at] if last_id == rules.eos_id else [*written[at], last_id]
             if reason := rules.reason(ids, last_id, row.prompt.limit):
@@ -148,7 +144,7 @@ class Beams:
                     done = Completion(ids, [*logprobs, float(own[i, rank])], reason)
                     row.prompt.done.append((float(total[i, rank]) / lengths[i] ** alpha, done))
         total = total.masked_fill(ended, -1e9)
-        scores, place = total.topk(min(b, total.shape[1]), dim=1)
+        scores, place = total.topk(b, dim=1)
         beam, token, own = (x.gather(1, place) for x in (beam, token, own))
         alive = []
         for i, (row, best) in enumerate(zip(rows, scores[:, 0].tolist(), strict=True)):

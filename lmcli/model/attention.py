@@ -5,7 +5,7 @@ Attention is softmax(q k^T * scale + bias) v (Vaswani et al. 2017, section 3.2.1
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -16,9 +16,11 @@ from lmcli.model.kernels import Linear, RMSNorm, attend, linear
 
 
 class LayerCache(Protocol):
-    """What a layer needs of a key/value cache: store new slots, see all of them."""
+    """What a layer needs of a key/value cache: store new slots, see the `used` ones."""
 
-    def update(self, k: Tensor, v: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]: ...
+    used: int
+
+    def update(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 def rotation(positions: Tensor, config: ModelConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -75,33 +77,39 @@ class Attention(nn.Module):
     def heads(self, x: Tensor, n: int) -> Tensor:
         return x.view(*x.shape[:2], n, self.head_dim).transpose(1, 2)  # [B, n, T, D]
 
-    def qkv(self, x: Tensor) -> tuple[Tensor, ...] | None:
-        """The three projections in one product, where joining the weights pays: in training, or
+    def joined_weights(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of q, k and v in one."""
+        layers = self.q_proj, self.k_proj, self.v_proj
+        bias = None if self.q_proj.bias is None else torch.cat([layer.bias for layer in layers])
+        return torch.cat([layer.weight for layer in layers]), bias
+
+    def qkv(self, x: Tensor) -> Sequence[Tensor]:
+        """The three projections; in one product where joining the weights pays: in training, or
         once and for all."""
         layers = self.q_proj, self.k_proj, self.v_proj
-        sizes = [n * self.head_dim for n in (self.n_heads, self.n_kv_heads, self.n_kv_heads)]
         if self.joined is not None:
-            return torch.split(self.joined(x), sizes, -1)
-        if not self.training or any(type(layer) is not Linear for layer in layers):
-            return None
-        bias = torch.cat([layer.bias for layer in layers]) if self.q_proj.bias is not None else None
-        joined = linear(x, torch.cat([layer.weight for layer in layers]), bias)
+            joined = self.joined(x)
+        elif self.training and all(type(layer) is Linear for layer in layers):
+            joined = linear(x, *self.joined_weights())
+        else:
+            return [layer(x) for layer in layers]
+        sizes = [n * self.head_dim for n in (self.n_heads, self.n_kv_heads, self.n_kv_heads)]
         return torch.split(joined, sizes, -1)
 
-    def keys_values(
-        self, memory: Tensor, merged: tuple[Tensor, ...] | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """k and v [B, K, S, D], without positions; cross-attention computes them once."""
-        _, k, v = merged or (None, self.k_proj(memory), self.v_proj(memory))
+    def keys_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """k and v of another sequence, which are computed once."""
+        return self.shaped(self.k_proj(memory), self.v_proj(memory))
+
+    def shaped(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """k and v [B, K, S, D], without positions."""
         k, v = self.heads(k, self.n_kv_heads), self.heads(v, self.n_kv_heads)
-        return (self.k_norm(k) if self.k_norm is not None else k), v
+        return (k if self.k_norm is None else self.k_norm(k)), v
 
     def forward(
         self,
         x: Tensor,
         mask: Tensor | None,
         causal: bool,
-        positions: Tensor | None = None,
         rotary: tuple[Tensor, Tensor] | None = None,
         memory: tuple[Tensor, Tensor] | None = None,
         cache: LayerCache | None = None,
@@ -109,38 +117,34 @@ class Attention(nn.Module):
         """x [B, T, C] -> [B, T, C].
 
         `mask` broadcasts to [B, H, T, S]: bool (True = may attend) or an additive float bias.
-        `causal` without a mask takes the fast path. `rotary` turns q and k in
-        self-attention; `memory` is (k, v) of the other sequence.
+        `causal` without a mask takes the fast path. `rotary` and `cache` are for self-attention;
+        `memory` is (k, v) of the other sequence.
         """
-        merged = self.qkv(x) if memory is None else None
-        q = self.heads(self.q_proj(x) if merged is None else merged[0], self.n_heads)
+        if memory is None:
+            q, k, v = self.qkv(x)
+            k, v = self.shaped(k, v)
+        else:
+            q, (k, v) = self.q_proj(x), memory
+        q = self.heads(q, self.n_heads)
         if self.q_norm is not None:
             q = self.q_norm(q)
-        beams = 1
-        if memory is not None:
-            k, v = memory
-            beams = len(q) // len(k)  # of one source: the queries of one row
-            if beams > 1:
-                q = q.view(len(k), beams, *q.shape[1:]).transpose(1, 2).flatten(2, 3)
-        else:
-            k, v = self.keys_values(x, merged)
-            if rotary is not None:
-                q, k = rotate(q, *rotary), rotate(k, *rotary)
-            if cache is not None:
-                assert positions is not None
-                k, v = cache.update(k, v, positions)
+        if rotary is not None:
+            q, k = rotate(q, *rotary), rotate(k, *rotary)
+        if cache is not None:
+            k, v = cache.update(k, v)
+        beams = len(q) // len(k)  # of one source: the queries of one row
+        if beams > 1:
+            q = q.view(len(k), beams, *q.shape[1:]).transpose(1, 2).flatten(2, 3)
         if self.watch is not None:
             seen = mask
             if causal and mask is None:
-                ones = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device)
-                seen = ones.tril(k.shape[2] - q.shape[2])
+                seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
             shared = k.repeat_interleave(self.n_heads // self.n_kv_heads, 1)
             self.watch(attention_weights(q, shared, self.scale, seen))
         dropout = self.dropout if self.training else 0.0
         y = attend(q, k, v, mask, causal, self.scale, dropout)
         if beams > 1:
-            y = y.view(len(k), self.n_heads, beams, -1, self.head_dim)
-            y = y.transpose(1, 2).flatten(0, 1)
+            y = y.view(len(k), self.n_heads, beams, -1, self.head_dim).transpose(1, 2).flatten(0, 1)
         return self.o_proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 

@@ -90,7 +90,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """A layer of `linear`."""
+    """A layer of `linear`, without torch's initial values, which are replaced anyway: they take a
+    second for GPT-2, and another one for what asking for them on "meta" imports."""
+
+    def reset_parameters(self) -> None:
+        pass
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)

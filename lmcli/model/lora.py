@@ -37,13 +37,11 @@ def adapt(model: Transformer, config: AdapterConfig) -> None:
     if config.lora_rank:
         targets = [t.strip() for t in config.lora_targets.split(",")]
         layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+        layers.pop("output", None)  # the loss reads its weights
         known = {name.rpartition(".")[2] for name in layers}
-        if config.lora_targets != AdapterConfig.lora_targets:
-            for target in targets:
-                if target not in known:
-                    raise UsageError(
-                        f"--lora-targets {target}: the model has {', '.join(sorted(known))}"
-                    )
+        wrong = [target for target in targets if target not in known]
+        if wrong and config.lora_targets != AdapterConfig.lora_targets:
+            raise UsageError(f"--lora-targets {wrong[0]}: the model has {', '.join(sorted(known))}")
         model.requires_grad_(False)
         for name, layer in layers.items():
             parent, _, last = name.rpartition(".")

@@ -83,28 +83,24 @@ class Int4(nn.Module):
         return out if self.bias is None else out + self.bias
 
 
+@torch.no_grad()
 def pack(model: Transformer, quantize: str = "none") -> None:
     """Replaces the matrices of a model that is in bfloat16; it cannot be trained or saved again.
 
     Matrices whose shape the 4-bit kernel does not take keep 8 bits. Embeddings stay as they are.
     """
-    on_cpu = model.embed.weight.device.type == "cpu"
+    if quantize == "none" and model.embed.weight.device.type != "cpu":
+        return
 
     def packed(weight: Tensor, bias: Tensor | None) -> nn.Module:
-        weight = weight.detach()
         if quantize == "int4" and not weight.shape[1] % GROUP:
             return Int4(weight, bias)
         return Packed(weight, bias) if quantize == "none" else Int8(weight, bias)
 
-    if quantize == "none" and not on_cpu:
-        return
     for module in list(model.modules()):
         if isinstance(module, Block):
             attn = module.attn
-            layers = attn.q_proj, attn.k_proj, attn.v_proj
-            joined = torch.cat([layer.weight.detach() for layer in layers])
-            bias = None if layers[0].bias is None else torch.cat([x.bias.detach() for x in layers])
-            attn.joined = packed(joined, bias)
+            attn.joined = packed(*attn.joined_weights())
             attn.q_proj = attn.k_proj = attn.v_proj = nn.Identity()  # type: ignore[assignment]
     for module in list(model.modules()):
         for name, child in list(module.named_children()):

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from lmcli.config.model import ModelConfig
 from lmcli.model.attention import Attention, LayerCache, relative_bucket, rotation
@@ -30,6 +29,13 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "swiglu": F.silu,
     "geglu": F.gelu,
 }
+
+
+class Embedding(nn.Embedding):
+    """Without torch's initial values, like `Linear`."""
+
+    def reset_parameters(self) -> None:
+        pass
 
 
 def make_norm(config: ModelConfig) -> nn.Module:
@@ -59,9 +65,9 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Self-attention, cross-attention where there is a memory, MLP; each behind a residual."""
 
-    def __init__(self, config: ModelConfig, cross_attention: bool) -> None:
+    def __init__(self, config: ModelConfig, causal: bool, cross_attention: bool) -> None:
         super().__init__()
-        self.pre = config.norm_position == "pre"
+        self.causal, self.pre = causal, config.norm_position == "pre"
         self.attn_norm, self.attn = make_norm(config), Attention(config)
         self.cross_norm = make_norm(config) if cross_attention else None
         self.cross_attn = Attention(config) if cross_attention else None
@@ -72,24 +78,19 @@ class Block(nn.Module):
         self,
         x: Tensor,
         mask: Tensor | None,
-        causal: bool,
-        positions: Tensor,
         rotary: tuple[Tensor, Tensor] | None,
         memory: tuple[Tensor, Tensor] | None,
         memory_mask: Tensor | None,
         cache: LayerCache | None,
     ) -> Tensor:
-        pre = self.pre
-        h = self.attn_norm(x) if pre else x
-        x = x + self.dropout(self.attn(h, mask, causal, positions, rotary, cache=cache))
-        x = x if pre else self.attn_norm(x)
+        def add(x: Tensor, norm: nn.Module, layer: nn.Module, *args: Any, **more: Any) -> Tensor:
+            y = self.dropout(layer(norm(x) if self.pre else x, *args, **more))
+            return x + y if self.pre else norm(x + y)  # type: ignore[no-any-return]
+
+        x = add(x, self.attn_norm, self.attn, mask, self.causal, rotary, cache=cache)
         if self.cross_attn is not None and self.cross_norm is not None:
-            h = self.cross_norm(x) if pre else x
-            x = x + self.dropout(self.cross_attn(h, memory_mask, False, memory=memory))
-            x = x if pre else self.cross_norm(x)
-        h = self.mlp_norm(x) if pre else x
-        x = x + self.dropout(self.mlp(h))
-        return x if pre else self.mlp_norm(x)
+            x = add(x, self.cross_norm, self.cross_attn, memory_mask, False, memory=memory)
+        return add(x, self.mlp_norm, self.mlp)
 
 
 class Stack(nn.Module):
@@ -99,44 +100,46 @@ class Stack(nn.Module):
         self, config: ModelConfig, n_layers: int, causal: bool, cross_attention: bool = False
     ) -> None:
         super().__init__()
-        self.causal, self.window, self.config = causal, config.sliding_window, config
+        self.causal, self.config = causal, config
         self.recompute = False  # keep no activations of a block for the backward pass
-        self.blocks = nn.ModuleList(Block(config, cross_attention) for _ in range(n_layers))
+        self.blocks = nn.ModuleList(Block(config, causal, cross_attention) for _ in range(n_layers))
         self.norm = make_norm(config) if config.norm_position == "pre" else None
         # T5 shares one table of 32 distance buckets among the layers of a stack.
-        self.bias = nn.Embedding(32, config.n_heads) if config.position == "relative" else None
+        self.bias = Embedding(32, config.n_heads) if config.position == "relative" else None
 
     def mask(
         self,
+        x: Tensor,
         positions: Tensor,
-        keys: Tensor,
         segments: Tensor | None,
         padding: Tensor | None,
-        plain: bool,
+        cache: list[LayerCache] | None,
     ) -> Tensor | None:
-        """What query at `positions` [B or 1, T] may see of `keys` [B or 1, S]; None: plain causal.
+        """What the queries of `x` at `positions` [B or 1, T] may see, of each other or of a cache,
+        whose slots are positions; None: all before them, or all.
 
         The only mask there is: causality, window, packing, padding and relative bias in one.
         """
+        window, keys = self.config.sliding_window, positions
+        if cache is not None:
+            keys = torch.arange(cache[0].used, device=x.device)[None]
+        elif not window and segments is None and padding is None and self.bias is None:
+            return None
         distance = keys[:, None, :] - positions[:, :, None]  # [B, T, S]
-        seen: Tensor | None = None
-        if not plain or self.window or segments is not None or padding is not None:
-            seen = distance <= 0 if self.causal else torch.ones_like(distance, dtype=torch.bool)
-            if self.window:
-                seen = seen & (distance.abs() < self.window)
-            if segments is not None:
-                seen = seen & (segments[:, :, None] == segments[:, None, :])
-            if padding is not None:
-                seen = seen & padding[:, None, :]
-            seen = seen[:, None]  # [B, 1, T, S]
-        if self.bias is None:
-            return seen
-        bias: Tensor = self.bias(relative_bucket(distance, self.causal)).permute(
-            0, 3, 1, 2
-        )  # [B,H,T,S]
-        if seen is None:
-            seen = (distance <= 0)[:, None] if self.causal else torch.ones_like(bias).bool()
-        return bias.masked_fill(~seen, -math.inf)
+        seen = distance <= 0 if self.causal else torch.ones_like(distance, dtype=torch.bool)
+        if window:
+            seen = seen & (distance.abs() < window)
+        if segments is not None:
+            seen = seen & (segments[:, :, None] == segments[:, None, :])
+        if padding is not None:
+            seen = seen & padding[:, None, :]
+        seen = seen[:, None]  # [B, 1, T, S]
+        if self.bias is not None:
+            bias: Tensor = self.bias(relative_bucket(distance, self.causal))
+            return bias.permute(0, 3, 1, 2).masked_fill(~seen, -math.inf)  # [B, H, T, S]
+        if cache is not None or x.dtype == torch.bfloat16:
+            return as_bias(seen, x.dtype)  # once, and not in every layer
+        return seen
 
     def forward(
         self,
@@ -147,46 +150,33 @@ class Stack(nn.Module):
         memory: list[tuple[Tensor, Tensor]] | None = None,
         memory_mask: Tensor | None = None,
         cache: list[LayerCache] | None = None,
-        key_positions: Tensor | None = None,
     ) -> Tensor:
-        plain = cache is None
-        keys = positions if key_positions is None else key_positions
-        mask = self.mask(positions, keys, segments, padding, plain)
-        here = cache is not None or x.dtype == torch.bfloat16
-        if here and mask is not None and not mask.is_floating_point():
-            mask = as_bias(mask, x.dtype)  # once, and not in every layer
-        rotary = None
+        mask, rotary = self.mask(x, positions, segments, padding, cache), None
         if self.config.position == "rope":
             rotary = rotation(positions, self.config, x.dtype)
-        for i, block in enumerate(self.blocks):
+        unread = [None] * len(self.blocks)
+        layers = zip(self.blocks, memory or unread, cache or unread, strict=True)
+        for block, read, slots in layers:
             run: Callable[..., Tensor] = block
             if self.recompute and self.training:
                 from torch.utils.checkpoint import checkpoint  # imports torch._dynamo
 
                 run = functools.partial(checkpoint, block, use_reentrant=False)
-            x = run(
-                x,
-                mask,
-                self.causal,
-                positions,
-                rotary,
-                memory[i] if memory is not None else None,
-                memory_mask,
-                cache[i] if cache is not None else None,
-            )
+            x = run(x, mask, rotary, read, memory_mask, slots)
         return x if self.norm is None else self.norm(x)
 
 
 class Transformer(nn.Module):
-    """Both families; `config` must be resolved."""
+    """Both families; `config` must be resolved. Its weights have no values before `init_weights`,
+    or a checkpoint."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         both = config.arch == "encoder-decoder"
-        self.embed = nn.Embedding(config.vocab_size, config.d_model)
+        self.embed = Embedding(config.vocab_size, config.d_model)
         learned = config.position == "learned"
-        self.position = nn.Embedding(config.context_length, config.d_model) if learned else None
+        self.position = Embedding(config.context_length, config.d_model) if learned else None
         self.encoder = Stack(config, config.n_encoder_layers, causal=False) if both else None
         self.decoder = Stack(config, config.n_layers, causal=True, cross_attention=both)
         self.output: nn.Linear | None = None
@@ -228,23 +218,22 @@ class Transformer(nn.Module):
         source_mask: Tensor | None = None,
         memory: list[tuple[Tensor, Tensor]] | None = None,
         cache: list[LayerCache] | None = None,
-        key_positions: Tensor | None = None,
     ) -> Tensor:
         """input_ids [B, T] -> hidden [B, T, C]; `logits` turns hidden into scores.
 
         `segments` [B, T] keeps packed texts apart. `memory` replaces `source_ids` when the source
-        was encoded before. With a `cache`, `key_positions` [1, S] are the positions of its slots.
+        was encoded before.
         """
         if positions is None:
             positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
-        if source_ids is not None and memory is None:
+        if source_ids is not None:
             memory = self.memory(self.encode(source_ids, source_mask))
         memory_mask = source_mask[:, None, None, :] if source_mask is not None else None
         x = self.embed_tokens(input_ids, positions)
         if memory_mask is not None and x.dtype == torch.bfloat16:
             memory_mask = as_bias(memory_mask, x.dtype)
         return self.decoder(  # type: ignore[no-any-return]
-            x, positions, segments, None, memory, memory_mask, cache, key_positions
+            x, positions, segments, None, memory, memory_mask, cache
         )
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -265,9 +254,7 @@ class Transformer(nn.Module):
     def n_parameters(self, embeddings: bool = True) -> int:
         """Parameters in all, or without token and position embeddings and an untied output."""
         skip = () if embeddings else ("embed.", "position.", "output.")
-        return sum(
-            p.numel() for n, p in self.named_parameters() if not n.startswith(skip or ("?",))
-        )
+        return sum(p.numel() for n, p in self.named_parameters() if not n.startswith(skip))
 
     @property
     def embedding_std(self) -> float:
@@ -294,30 +281,26 @@ class Transformer(nn.Module):
         (Glorot and Bengio 2010).
         """
         config = self.config
-        gpt2, xavier = config.init == "gpt2", config.init == "xavier"
         for name, parameter in self.named_parameters():
-            last = name.split(".")[-2] if "." in name else ""
+            shape = parameter.shape
             if name.endswith("norm.weight"):
                 parameter.fill_(1.0)
                 continue
             if "bias" in name:
                 parameter.zero_()
                 continue
+            last = name.split(".")[-2]
             if last in ("embed", "position"):
                 std = self.embedding_std
-            elif xavier:
-                std = math.sqrt(2 / sum(parameter.shape))
-            elif last in ("o_proj", "down"):
-                std = 0.02 / math.sqrt(2 * config.n_layers) if gpt2 else 0.0
-            elif last == "output":
-                std = 0.02 if gpt2 else 0.0
+            elif config.init == "xavier":
+                most = math.sqrt(2 / sum(shape)) * math.sqrt(3)
+                parameter.copy_((2 * draw(seed, name, shape, torch.rand) - 1) * most)
+                continue
+            elif config.init == "gpt2":
+                std = 0.02 / math.sqrt(2 * config.n_layers if last in ("o_proj", "down") else 1)
             else:
-                std = 0.02 if gpt2 else parameter.shape[1] ** -0.5
-            if xavier and last not in ("embed", "position"):
-                std *= math.sqrt(3)
-                parameter.copy_((2 * draw(seed, name, parameter.shape, torch.rand) - 1) * std)
-            else:
-                parameter.copy_(draw(seed, name, parameter.shape) * std)
+                std = 0.0 if last in ("o_proj", "down", "output") else shape[1] ** -0.5
+            parameter.copy_(draw(seed, name, shape) * std)
 
 
 def draw(
@@ -329,21 +312,9 @@ def draw(
     return law(shape, generator=generator)
 
 
-class Unset(TorchFunctionMode):
-    """With it a model is made without torch's initial values, which `init_weights` or a checkpoint
-    replaces: a second for GPT-2, and another one for what asking for them on "meta" imports."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if getattr(func, "__module__", "") == "torch.nn.init":
-            return args[0] if args else (kwargs or {})["tensor"]
-        return func(*args, **(kwargs or {}))
-
-
 def parameters(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The shape of every parameter of a resolved config, by name; no memory is taken."""
-    with torch.device("meta"), Unset():
+    with torch.device("meta"):
         model = Transformer(config)
     return {name: tuple(p.shape) for name, p in model.named_parameters()}
 

@@ -21,7 +21,7 @@ from lmcli.evaluation.evaluate import SplitScorer, decode_pairs, likelihoods
 from lmcli.inference.engine import Engine
 from lmcli.metrics import perplexity
 from lmcli.model.packing import pack
-from lmcli.model.transformer import Transformer, Unset
+from lmcli.model.transformer import Transformer
 from lmcli.runs.config import RunConfig, check_tokenizer, parameters
 from lmcli.text import tasks
 from lmcli.text.tokenizer import Tokenizer
@@ -115,8 +115,7 @@ def load(
         try:
             folders, state, checkpoint_id = config.chosen(run, which)
             checkpoint.check_shapes(folders[0], shapes)
-            with Unset():
-                model = Transformer(config.model)
+            model = Transformer(config.model)
             checkpoint.load_weights(model, folders[0], config.weights(folders))
             break
         except (LmcliError, FileNotFoundError):

@@ -31,7 +31,7 @@ from lmcli.inference.engine import Engine
 from lmcli.metrics import perplexity
 from lmcli.model import lora
 from lmcli.model.presets import N_BLOCK, paced
-from lmcli.model.transformer import Transformer, Unset
+from lmcli.model.transformer import Transformer
 from lmcli.runs.config import RATIO, SHAPE, RunConfig, changes, parameters, plan
 from lmcli.signals import StopRequest
 from lmcli.text.segments import Source, read
@@ -115,7 +115,7 @@ def new(root: Path, asked: Asked) -> Planned:
     weights = None
     if begin is not None:
         source, folders = begin
-        with torch.device("meta"), Unset():
+        with torch.device("meta"):
             empty = config.build()
         parents["run"] = manifest.read(folders[-1], "checkpoint").parents["run"]
         weights = source.weights(folders) | lora.start(empty, config.training.seed)
@@ -227,8 +227,7 @@ def open_trainer(root: Path, run: Path, asked: Asked) -> Trainer | None:
     precision.prepare(machine, current.tune)
     if found:
         checkpoint.check_shapes(found[0], parameters(stored.model))
-    with Unset():
-        model = stored.build()
+    model = stored.build()
     model.to(machine.device)
     checkpoint.check_space(run, model, bool(stored.training.ema))
     tokenizer = Tokenizer.load(run / layout.TOKENIZER)
