@@ -8,8 +8,9 @@ from test_model import make
 
 from lmcli.config.training import TrainingConfig
 from lmcli.dataset import buckets, order
-from lmcli.dataset.buckets import Examples, Pairs, collate, pack
+from lmcli.dataset.buckets import Example, Examples, Pairs, collate, pack
 from lmcli.errors import DataError
+from lmcli.evaluation.evaluate import score_examples
 from lmcli.model.loss import summed_nll
 from lmcli.text.tasks import Template
 from lmcli.training.step import forward_nll
@@ -156,3 +157,17 @@ def test_label_smoothing_is_the_mixture_with_the_uniform(tmp_path):
     picked = logp[torch.arange(6), targets]
     expected = -(0.9 * picked + 0.1 * logp.mean(-1)).sum()
     torch.testing.assert_close(summed_nll(model, hidden, targets, None, 0.1), expected)
+
+
+def test_scoring_keeps_to_its_tokens_on_the_longer_side():
+    class Seen:
+        eos_id, pad_id = EOS, PAD
+
+        def score(self, inputs, targets, source, mask):
+            assert max(targets.size, source.size) <= 100
+            return targets.astype(np.float32)
+
+    lengths = [(9, 3)] * 5 + [(8, 40), (2, 90), (50, 1)]
+    examples = [Example(np.full(t, i), t, np.full(s, 6)) for i, (t, s) in enumerate(lengths)]
+    found = dict(score_examples(Seen(), examples, 100))
+    assert [found[i].tolist() for i in range(8)] == [[i] * t for i, (t, _) in enumerate(lengths)]

@@ -423,6 +423,18 @@ def test_all_ends_with_the_process_that_started_it(weak, tmp_path, monkeypatch):
     assert not processes(limits)
 
 
+def test_a_program_without_a_namespace_may_start_processes_beside_those_of_its_user():
+    program = "import resource\ndef f(): return resource.getrlimit(resource.RLIMIT_NPROC)[0]"
+    limits = replace(CALM, processes=2)
+    assert run(program, "assert f() > 2", limits, weak=True).passed
+
+
+@pytest.mark.usefixtures("isolated")
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can leave its groups")
+def test_a_program_is_in_no_group_of_root():
+    assert run("import os\ndef f(): return os.getgroups()", "assert f() == []", CALM).passed
+
+
 # ---- what is right passes ----
 
 STACK = """
@@ -482,6 +494,8 @@ RIGHT = [
     ("TABLE = [1, 2]\ndef f(): return TABLE[0]", "assert TABLE[1] == 2 and f() == 1"),
     ("def f(x): return x + 1", "import math\ndef check(candidate):\n"
      "  assert math.isclose(candidate(1), 2)\ncheck(f)"),
+    ("def f(b): return b.decode()", "try: f(b'\\xff')\n"
+     "except ValueError as e: assert 'invalid start byte' in str(e)\nelse: assert False"),
     ("import threading\ndef f():\n  out = []\n  t = threading.Thread(target=out.append, args=[1])\n"
      "  t.start()\n  t.join()\n  return out", "assert f() == [1]"),
     ("import os\ndef f():\n  if not os.fork(): os._exit(3)\n  return os.waitstatus_to_exitcode("

@@ -10,12 +10,11 @@ import numpy as np
 
 from lmcli.errors import UsageError
 from lmcli.inference.engine import Engine
+from lmcli.metrics.scripts import PIECE
 from lmcli.text.tasks import Template
 from lmcli.text.tokenizer import Tokenizer
 
 START, END = "<start>", "<end>"
-# A word is what stands between white space; scripts that write none give a word each character.
-_WORD = re.compile(r"[\u2e80-\u9fff\uf900-\ufaff\u0e00-\u0e7f]|[^\s\u2e80-\u9fff\uf900-\ufaff]+")
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class WordAttention:
 def word_attention(engine: Engine, tokenizer: Tokenizer, text: str) -> WordAttention:
     """The attention of a text by words: summed over a word's tokens looked at, mean over those
     that look, so that each row still sums to 1. White space belongs to the word after it."""
-    words, ids, groups = _by_words(engine, tokenizer, text)
+    words, ids, groups = _by_words(tokenizer, text, engine.context_length - 1)
     looking = groups / groups.sum(1, keepdims=True)
     return WordAttention(words, words, looking @ (engine.attention(ids) @ groups.T))
 
@@ -61,13 +60,12 @@ def cross_attention(
 
     What stands before and after the source counts as its <start> and <end>.
     """
-    words, looks, rows = _by_words(engine, tokenizer, target)
-    columns, ids, groups = _by_words(engine, tokenizer, source)
     before, after = len(template.before), len(template.after) + 1  # and <eos>
-    inner = np.pad(groups[1:, 1:], ((0, 0), (before, after)))
-    ends = np.zeros((2, inner.shape[1]))
-    ends[0, :before] = ends[1, -after:] = 1
-    parts, names = np.vstack([ends[:1], inner, ends[1:]]), [*columns, END]
+    words, looks, rows = _by_words(tokenizer, target, engine.context_length - 1)
+    columns, ids, groups = _by_words(tokenizer, source, engine.context_length - before - after)
+    names, parts = [*columns, END], np.zeros((len(columns) + 1, before + len(ids) + after))
+    parts[0, :before] = parts[-1, -after:] = 1
+    parts[1:-1, before:-after] = groups[1:, 1:]
     if not before:
         parts, names = parts[1:], names[1:]
     weights = engine.attention(looks, template.prompt(ids)) @ parts.T
@@ -75,22 +73,21 @@ def cross_attention(
 
 
 def _by_words(
-    engine: Engine, tokenizer: Tokenizer, text: str
+    tokenizer: Tokenizer, text: str, most: int
 ) -> tuple[list[str], list[int], np.ndarray]:
-    """Words, <start> before them; the tokens; and which token is part of which word [W, T + 1]."""
+    """Words, <start> before them; the tokens, `most` of which are read; and which token is part of
+    which word [W, T + 1]."""
     spans = tokenizer.spans(text)
     if not spans:
         raise UsageError("no text to look into")
-    if len(spans) >= engine.context_length:
-        raise UsageError(
-            f"the text has {len(spans)} tokens; this model reads {engine.context_length - 1}"
-        )
-    words = list(_WORD.finditer(text)) or list(re.finditer(r"\s+", text))
+    if len(spans) > most:
+        raise UsageError(f"the text has {len(spans)} tokens; this model reads {most}")
+    # A word is what stands between white space, or a character of a script that writes none.
+    words = list(PIECE.finditer(text)) or list(re.finditer(r"\s+", text))
     ends = np.array([word.end() for word in words])
-    owner = [0]  # the word of each token; the first is <start>
-    for _, _, end in spans:
-        owner.append(1 + min(int(np.searchsorted(ends, end)), len(ends) - 1))
-    used = sorted(set(owner))
+    found = np.searchsorted(ends, [end for _, _, end in spans]).clip(max=len(ends) - 1)
+    owner = np.array([0, *(1 + found)])  # the word of each token; the first is <start>
+    used = np.unique(owner)
     names = [START, *(word.group() for word in words)]
-    groups = (np.array(owner)[None] == np.array(used)[:, None]).astype(float)
+    groups = (owner[None] == used[:, None]).astype(float)
     return [names[i] for i in used], [i for i, _, _ in spans], groups

@@ -61,14 +61,12 @@ def choose(lengths: np.ndarray, max_tokens: int) -> list[int]:
 def score_examples(
     engine: Engine, examples: Sequence[Example], batch_tokens: int
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """(place, nats of the scored tokens) of every example, longest first."""
-    order = sorted(
-        range(len(examples)), key=lambda i: (-len(examples[i].ids), -examples[i].n_source)
-    )
+    """(place, nats of the scored tokens) of every example, those with the longest side first."""
+    longest = [max(len(example.ids), example.n_source) for example in examples]
+    order = sorted(range(len(examples)), key=lambda i: (-longest[i], -len(examples[i].ids)))
     done = 0
     while done < len(order):
-        width = max(len(examples[order[done]].ids), examples[order[done]].n_source)
-        rows = order[done : done + max(1, batch_tokens // width)]
+        rows = order[done : done + max(1, batch_tokens // longest[order[done]])]
         batch = collate([examples[i] for i in rows], engine.eos_id, engine.pad_id)
         nats = engine.score(batch.input_ids, batch.targets, batch.source_ids, batch.source_mask)
         for row, i in enumerate(rows):
@@ -89,13 +87,12 @@ def likelihoods(
     for i, (prompt, target) in enumerate(texts):
         ids = np.array([*(prompt or ()), *target], dtype=np.int64)
         if not engine.has_encoder:
-            left = len(target)
+            before, found = len(ids) - len(target), []
             stride = context if len(ids) <= context else max(1, context // 2)
-            parts = []
-            for window in reversed(list(windows(ids, eos, context, stride))):
-                parts.append(replace(window, n_scored=min(window.n_scored, left)))
-                left -= parts[-1].n_scored
-            found = [part for part in reversed(parts) if part.n_scored]
+            for window in windows(ids, eos, context, stride):
+                if before < window.n_scored:
+                    found.append(replace(window, n_scored=window.n_scored - before))
+                before = max(0, before - window.n_scored)
         elif prompt is None:
             found = list(halves(ids, eos, context))
         else:
@@ -155,6 +152,7 @@ class SplitScorer:
         self.tokens = sum(len(ids) for ids in documents)
         self.bytes = sum(len(text) for text in texts)
         self.words = sum(len(text.decode("utf-8", "replace").split()) for text in texts)
+        self.n_windows = len(self._windows)
 
     def score(self, engine: Engine, progress: Callable[[int], None] = lambda n: None) -> Counts:
         """Summed nats of every token; `progress(windows scored)` after each forward pass."""
@@ -164,10 +162,6 @@ class SplitScorer:
             nats += float(scored.astype(np.float64).sum())
             progress(done)
         return Counts(nats, self.tokens, self.words, self.bytes, self.documents)
-
-    @property
-    def n_windows(self) -> int:
-        return len(self._windows)
 
 
 @dataclass(frozen=True)
@@ -185,14 +179,10 @@ class Outputs:
 
 
 def decode_pairs(
-    engine: Engine,
-    reader: Examples,
-    tokenizer: Tokenizer,
-    config: GenerationConfig,
-    n: int = 0,
+    engine: Engine, reader: Examples, tokenizer: Tokenizer, config: GenerationConfig, n: int
 ) -> Outputs:
     """The first `n` sources of a split (0: all) and what the model makes of them."""
-    chosen = range(min(n, len(reader)) if n else len(reader))
+    chosen = range(len(reader))[: n or None]
     sources = [reader.source.document(i)[:-1].tolist() for i in chosen]
     prompts = [reader.template.prompt(source) for source in sources]
     done = engine.generate(prompts, config)

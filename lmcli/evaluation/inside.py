@@ -15,6 +15,7 @@ function changed in place is changed for the tests too.
 import ast
 import builtins
 import collections
+import contextlib
 import ctypes
 import json
 import operator
@@ -96,9 +97,7 @@ class Peer:
         try:
             kind, value, more = message
             if kind == "raise":
-                known: Any = getattr(builtins, value, None)  # `exec`, if the program likes
-                fit = isinstance(known, type) and issubclass(known, Exception)
-                error = known(more) if fit else RuntimeError(more)
+                error = exception(value, more)
             else:
                 value, error = self.unpack(value), None
                 for arg, after in zip(args, self.unpack(more), strict=True):
@@ -181,6 +180,16 @@ class Peer:
             module, _, name = tag.partition(".")
             return getattr(__import__(module), name)(content)
         return next(kind for kind in ITERABLE if kind.__name__ == tag)(self.unpack(content))
+
+
+def exception(name: str, text: str) -> Exception:
+    """The builtin one, or what it extends if it takes more than a text, as UnicodeDecodeError."""
+    known: Any = getattr(builtins, name, None)  # `exec`, if the program likes
+    if isinstance(known, type) and issubclass(known, Exception):
+        for kind in known.__mro__:
+            with contextlib.suppress(TypeError):
+                return kind(text)  # type: ignore[no-any-return]
+    return RuntimeError(text)
 
 
 def plain(value: Any) -> Any:
@@ -274,18 +283,30 @@ def confine(limits: dict[str, Any], root: str) -> None:
     if root:
         os.chroot(root)
         os.chdir("/tmp")
+        if limits["user"]:
+            os.setgroups([])
         os.setresgid(*[limits["user"]] * 3)
         os.setresuid(*[limits["user"]] * 3)
         call("capset", (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)())
     for option, value in ((38, 1), (4, 0)):  # no new privileges; not dumpable, so not traceable
         call("prctl", option, value, 0, 0, 0)
-    sizes = {"AS": "memory", "FSIZE": "files", "NPROC": "processes"}
-    wanted = {name: limits[key] for name, key in sizes.items()}
+    processes = limits["processes"] + (0 if root else running())
+    wanted = {"AS": limits["memory"], "FSIZE": limits["files"], "NPROC": processes}
     for name, value in {**wanted, "NOFILE": 64, "CORE": 0, "CPU": limits["seconds"] + 2}.items():
         which = getattr(resource, f"RLIMIT_{name}")
         hard = resource.getrlimit(which)[1]
         value = int(value) if hard == resource.RLIM_INFINITY else min(int(value), hard)
         resource.setrlimit(which, (value, value))
+
+
+def running() -> int:
+    """This user's threads, which count with those of a program that has no namespace."""
+    found = 0
+    for process in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            if os.stat(f"/proc/{process}").st_uid == os.getuid():
+                found += len(os.listdir(f"/proc/{process}/task"))
+    return found
 
 
 def watch(limits: dict[str, Any], root: str) -> NoReturn:

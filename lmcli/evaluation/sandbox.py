@@ -81,10 +81,10 @@ def _run(program: str, tests: str, limits: Limits, weak: bool) -> Verdict:
     told, tell = os.pipe()
     user = int(not weak and os.getuid() == 0)
     settings = json.dumps({**asdict(limits), "weak": weak, "user": user, "verdict": tell})
-    code = Path(inside.__file__).read_text()
+    launcher, code = () if weak else UNSHARE, Path(inside.__file__).read_text()
     with open(told, "rb", 0) as verdict, tempfile.TemporaryDirectory(prefix="lmcli-") as folder:
         process = subprocess.Popen(
-            [*((), UNSHARE)[not weak], sys.executable, "-sSP", "-X", "utf8", "-c", code, settings],
+            [*launcher, sys.executable, "-sSP", "-X", "utf8", "-c", code, settings],
             cwd=folder,
             env={"PATH": os.environ.get("PATH", os.defpath), "HOME": folder, "PYTHONHASHSEED": "0"},
             stdin=subprocess.PIPE,

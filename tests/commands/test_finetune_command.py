@@ -8,7 +8,10 @@ import pytest
 import torch
 
 from lmcli.artifacts import files, layout
+from lmcli.errors import UsageError
+from lmcli.evaluation.attention import cross_attention
 from lmcli.runs.load import load
+from lmcli.text.tasks import Template
 from lmcli.training.checkpoint import load_model, load_tensors
 
 SHAPE = [
@@ -249,6 +252,12 @@ def test_a_template_is_kept_in_the_run_and_wraps_what_it_is_asked(cli, root, tmp
             2,
             "--lora-targets nose: the model has",
         ),
+        (
+            ["finetune", "--from", "one", "--data", "pairs", "--name", "x", "--lora-rank", "2"]
+            + ["--lora-targets", "output"],
+            2,
+            "--lora-targets output: the model has",
+        ),
         (["finetune", "--data", "pairs", "--name", "x"], 2, "Missing option '--from'"),
         (
             ["finetune", "--from", "one", "--data", "pairs", "--name", "x", "--dropout", "5"],
@@ -311,3 +320,12 @@ def test_cross_attention_is_shown_by_words(cli, root):
     assert cli(*line[:2], "one", "abcd", "--target", "dcba").code == 2
     page = cli("report", "both", "--out", root / "page.html", "--look", "abcd dcba")
     assert page.code == 0 and "looks at dcba" in (root / "page.html").read_text()
+
+
+def test_a_source_that_does_not_fit_with_its_template_is_not_shown(root):
+    loaded = load(root, "both")
+    tokenizer, text = loaded.tokenizer, "ab"
+    while len(tokenizer.spans(text)) < loaded.engine.context_length - 2:
+        text += " ab"
+    with pytest.raises(UsageError, match="tokens; this model reads"):
+        cross_attention(loaded.engine, tokenizer, text, "ab", Template((7, 8), (9,)))
