@@ -122,15 +122,12 @@ class SplitScorer:
         reader: Examples | None = None,
     ) -> None:
         self.context_length = context = model.context_length
-        if config.stride > context:
-            raise UsageError(
-                f"--stride {config.stride} is more than the context of {context} tokens"
-            )
+        self.stride = config.stride or context
+        if self.stride > context:
+            raise UsageError(f"--stride {self.stride} is more than the context of {context} tokens")
         if not store.n_tokens:
             raise DataError("the split has no tokens to score")
-        self.stride = config.stride or context
         self._batch_tokens = config.batch_tokens
-        self._eos, self._pad = tokenizer.eos_id, tokenizer.pad_id
         chosen = choose(np.diff(store.offsets), config.max_tokens)
         left = config.max_tokens or store.n_tokens
         documents, self._windows = [], list[Example]()
@@ -143,9 +140,9 @@ class SplitScorer:
                 ids = store.document(i)[:left]
                 left -= len(ids)
                 if model.arch == "encoder-decoder":
-                    self._windows += halves(ids, self._eos, context)
+                    self._windows += halves(ids, tokenizer.eos_id, context)
                 else:
-                    self._windows += windows(ids, self._eos, context, self.stride)
+                    self._windows += windows(ids, tokenizer.eos_id, context, self.stride)
             documents.append(ids)
         texts = [tokenizer.decode_bytes(ids.tolist()) for ids in documents]
         self.documents = len(documents)

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lmcli.config.generation import GenerationConfig
 from lmcli.inference import decoding
 from lmcli.inference.batch import Batch, Completion
+from lmcli.model.loss import token_nll
 from lmcli.randomness import uniform
 
 Stopped = Callable[[Sequence[int]], bool]
@@ -71,8 +71,7 @@ class Samples:
             draws = [uniform(config.seed, r.prompt.record, r.sample, r.n) for r in rows]
         scores = self.rules(batch.logits, batch)
         chosen = decoding.choose(scores, config, torch.tensor(draws, dtype=torch.float64))
-        own = -F.cross_entropy(batch.logits.float(), chosen, reduction="none")
-        alive = []
+        own, alive = -token_nll(batch.logits, chosen), []
         found = zip(rows, chosen.tolist(), own.tolist(), strict=True)
         for i, (row, token, logprob) in enumerate(found):
             row.logprobs.append(logprob)

@@ -102,7 +102,6 @@ def pack(model: Transformer, quantize: str = "none") -> None:
             attn = module.attn
             attn.joined = packed(*attn.joined_weights())
             attn.q_proj = attn.k_proj = attn.v_proj = nn.Identity()  # type: ignore[assignment]
-    for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear) and name != "output":
                 setattr(module, name, packed(child.weight, child.bias))
