@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from lmcli.inference.cache import Cache
 from lmcli.model.transformer import Transformer
@@ -114,10 +115,8 @@ class Batch:
     def _read(self, prompts: list[Prompt], at: Tensor) -> None:
         """Reads prompts into the cache, for the rows `at`."""
         lengths = self._tensor([len(prompt.ids) for prompt in prompts])
-        ids = torch.full((len(prompts), int(lengths.max())), self.pad_id)
-        for i, prompt in enumerate(prompts):
-            ids[i, : len(prompt.ids)] = torch.tensor(prompt.ids)
-        ids, memory, mask = ids.to(self.device), None, None
+        padded = pad_sequence([torch.tensor(prompt.ids) for prompt in prompts], True, self.pad_id)
+        ids, memory, mask = padded.to(self.device), None, None
         if self.has_encoder:
             real = torch.arange(ids.shape[1], device=self.device) < lengths[:, None]
             mask = None if real.all() else real
