@@ -131,7 +131,7 @@ class Batch:
         self.cache.read(at * self.width, ids.shape[1])
         hidden = self.model(ids, memory=memory, source_mask=mask, cache=self.cache.layers)
         hidden = hidden[torch.arange(len(ids), device=self.device), lengths - 1]
-        for prompt, logits in zip(prompts, self.model.logits(hidden), strict=True):
+        for prompt, logits in zip(prompts, self.model.logits(hidden).float(), strict=True):
             prompt.logits = logits
 
     def keep(self, alive: list[int]) -> Tensor:
@@ -152,7 +152,8 @@ class Batch:
     def advance(self, ids: Tensor, logprobs: Tensor) -> None:
         """Writes the next id [R] of every row and reads it."""
         self.last = self.last + 1
-        used = int(self.last.max()) + 1
+        ends = {self.start(row.prompt) + row.n for row in self.rows}
+        used = max(ends) + 1
         self.cache.reserve(0, used)
         at = torch.arange(len(ids), device=self.device)
         self.cache.ids[at, self.last], self.cache.logprobs[at, self.last] = ids, logprobs
@@ -166,10 +167,10 @@ class Batch:
             memory = [(x.k[:n, :, :width], x.v[:n, :, :width]) for x in self.memory.layers]
             if (lengths < width).any():
                 mask = torch.arange(width, device=self.device) < lengths[:, None]
-        slots, cache = self.last[:, None], self.cache.layers
+        slots, cache = self.last[: None if len(ends) > 1 else 1, None], self.cache.layers
         self.cache.step(slots, used)
         hidden = self.model(ids[:, None], slots, memory=memory, source_mask=mask, cache=cache)
-        self.logits = self.model.logits(hidden[:, 0])
+        self.logits = self.model.logits(hidden[:, 0]).float()
 
     def _each(self, rows: Tensor) -> Tensor:
         """The places in the cache of some rows, [n] -> [n * width]."""

@@ -21,7 +21,9 @@ class LayerSlots:
     def __init__(self, k: Tensor, v: Tensor) -> None:
         self.k, self.v, self.used = k, v, 0
         self.reading: Tensor | None = None  # the rows whose prompts are being read
-        self.at = torch.arange(0)  # the slots that are written otherwise, [R, 1]
+        self.at = torch.arange(
+            0
+        )  # the slots that are written otherwise: [R, 1], or the last [1, 1]
 
     def update(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Stores k, v [B, K, T, D]; returns the slots they may see.
@@ -33,10 +35,14 @@ class LayerSlots:
             self.k[self.reading, :, : self.used] = k
             self.v[self.reading, :, : self.used] = v
             return k, v
-        rows = torch.arange(len(k), device=k.device)[:, None]
-        self.k[rows, :, self.at] = k.transpose(1, 2)
-        self.v[rows, :, self.at] = v.transpose(1, 2)
-        return self.k[: len(k), :, : self.used], self.v[: len(k), :, : self.used]
+        keys, values = (x[: len(k), :, : self.used] for x in (self.k, self.v))
+        if self.at.numel() == 1:  # several times faster than places in a list
+            keys[:, :, -1:], values[:, :, -1:] = k, v
+        else:
+            rows = torch.arange(len(k), device=k.device)[:, None]
+            keys[rows, :, self.at] = k.transpose(1, 2)
+            values[rows, :, self.at] = v.transpose(1, 2)
+        return keys, values
 
 
 class Cache:
@@ -69,8 +75,8 @@ class Cache:
             layer.reading, layer.used = rows, n
 
     def step(self, at: Tensor, used: int) -> None:
-        """The next forward pass reads a token at each slot `at` [R, 1] of the first R rows, and
-        sees the first `used` ones."""
+        """The next forward pass reads a token at each slot `at` [R, 1] of the first R rows, or of
+        all at the last slot [1, 1], and sees the first `used` ones."""
         for layer in self.layers:
             layer.reading, layer.at, layer.used = None, at, used
 

@@ -113,7 +113,7 @@ class Beams:
         # Enough for b that go on: m tokens end a text, of each beam and so of all m * b.
         k = min(b + max(b, len(rules.ends)), v)
         most = min((1 + len(rules.ends)) * b, k * b)
-        logits = batch.logits.float()
+        logits = batch.logits
         norm = logits.logsumexp(-1, keepdim=True)
         if rules.any:
             top, tokens = decoding.largest(rules(logits - norm, batch), k)

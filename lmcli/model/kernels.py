@@ -135,6 +135,7 @@ def attend(
     one. torch's bfloat16 kernel has a backward pass on a CPU that is slower than float32's.
     """
     groups = q.shape[1] // k.shape[1]
+    causal = causal and mask is None and q.shape[2] > 1  # one query is the last one and sees all
     own = q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled()
     if own and 2 * q[..., 0].numel() * k.shape[2] <= MOST_SAVED:
         if groups > 1:
@@ -149,7 +150,7 @@ def attend(
         out: Tensor = _Attention.apply(q, k, v, bias, scale, dropout)  # type: ignore[no-untyped-call]
         return out
     return F.scaled_dot_product_attention(
-        q, k, v, mask, dropout, causal and mask is None, scale=scale, enable_gqa=groups > 1
+        q, k, v, mask, dropout, causal, scale=scale, enable_gqa=groups > 1
     )
 
 

@@ -121,10 +121,11 @@ class Stack(nn.Module):
         The only mask there is: causality, window, packing, padding and relative bias in one.
         """
         window, keys = self.config.sliding_window, positions
+        plain = cache is None or positions.numel() == 1  # all rows are at the last slot
+        if plain and not window and segments is None and padding is None and self.bias is None:
+            return None
         if cache is not None:
             keys = torch.arange(cache[0].used, device=x.device)[None]
-        elif not window and segments is None and padding is None and self.bias is None:
-            return None
         distance = keys[:, None, :] - positions[:, :, None]  # [B, T, S]
         seen = distance <= 0 if self.causal else torch.ones_like(distance, dtype=torch.bool)
         if window:
