@@ -74,8 +74,9 @@ class Attention(nn.Module):
         # Given each call's weights [B, H, T, S], to look inside; the output does not depend on it.
         self.watch: Callable[[Tensor], None] | None = None
 
-    def heads(self, x: Tensor, n: int) -> Tensor:
-        return x.view(*x.shape[:2], n, self.head_dim).transpose(1, 2)  # [B, n, T, D]
+    def heads(self, x: Tensor, n: int, norm: nn.Module | None = None) -> Tensor:
+        x = x.view(*x.shape[:2], n, self.head_dim).transpose(1, 2)  # [B, n, T, D]
+        return x if norm is None else norm(x)
 
     def joined_weights(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of q, k and v in one."""
@@ -97,13 +98,9 @@ class Attention(nn.Module):
         return torch.split(joined, sizes, -1)
 
     def keys_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """k and v of another sequence, which are computed once."""
-        return self.shaped(self.k_proj(memory), self.v_proj(memory))
-
-    def shaped(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """k and v [B, K, S, D], without positions."""
-        k, v = self.heads(k, self.n_kv_heads), self.heads(v, self.n_kv_heads)
-        return (k if self.k_norm is None else self.k_norm(k)), v
+        """k and v [B, K, S, D] of another sequence, which are computed once."""
+        k, v, n = self.k_proj(memory), self.v_proj(memory), self.n_kv_heads
+        return self.heads(k, n, self.k_norm), self.heads(v, n)
 
     def forward(
         self,
@@ -122,12 +119,10 @@ class Attention(nn.Module):
         """
         if memory is None:
             q, k, v = self.qkv(x)
-            k, v = self.shaped(k, v)
+            k, v = self.heads(k, self.n_kv_heads, self.k_norm), self.heads(v, self.n_kv_heads)
         else:
             q, (k, v) = self.q_proj(x), memory
-        q = self.heads(q, self.n_heads)
-        if self.q_norm is not None:
-            q = self.q_norm(q)
+        q = self.heads(q, self.n_heads, self.q_norm)
         if rotary is not None:
             q, k = rotate(q, *rotary), rotate(k, *rotary)
         if cache is not None:
