@@ -8,6 +8,7 @@ import torch
 from test_model import IDS, SHAPES, make
 
 from lmcli.model.packing import GROUP, Int4, Int8, pack
+from lmcli.training import precision
 
 
 @pytest.mark.parametrize("arch", ["decoder", "encoder-decoder"])
@@ -51,3 +52,20 @@ def test_fewer_bits_on_the_command_line(cli, tiny_copy):
     assert len(list((tiny_copy / "runs/base/evals").glob("*-test-*.json"))) == 4
     refused = cli("sample", "base", "x", "--quantize", "int8", "--dtype", "float32")
     assert refused.code == 2 and "--quantize int8 computes in bfloat16" in refused.err
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_a_compiled_run_says_the_same(cli, tiny_copy, monkeypatch, works):
+    """Traced and not compiled, which takes a minute; and where nothing can be compiled."""
+    real, seen = torch.compile, []
+
+    def backend(graph, inputs):
+        seen.append(graph)
+        if not works:
+            raise RuntimeError("no compiler here")
+        return graph.forward
+
+    monkeypatch.setattr(precision.torch, "compile", lambda f: real(f, backend=backend))
+    line = ("sample", "base", "Once", "--temperature", "0", "--max-new-tokens", "8")
+    plain, compiled = cli(*line), cli(*line, "--compile")
+    assert compiled.code == 0 and compiled.out == plain.out and seen

@@ -165,7 +165,7 @@ def test_a_compiled_model_reads_nothing_from_disk(monkeypatch):
 
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/tmp/known-to-all")
     monkeypatch.setattr(precision.torch, "compile", lambda model: model)
-    assert precision.compiled_model("model") == "model"
+    assert precision.compiled_forward("model") == "model"
     assert not inductor.fx_graph_cache and not functorch.enable_autograd_cache
     folder = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
     assert folder.stat().st_mode & 0o777 == 0o700 and not list(folder.iterdir())

@@ -45,7 +45,7 @@ def command(
     metrics: tuple[str, ...],
     max_pairs: int,
     given: dict[str, Any],
-    at: dict[str, str],
+    at: dict[str, Any],
     root: Path,
     as_json: bool,
 ) -> None:

@@ -37,7 +37,7 @@ def command() -> None:
 @options.number("--top", 10, "Tokens shown.")
 @options.checkpoint_options
 @options.common
-def next_(run: str, prompt: str, top: int, at: dict[str, str], root: Path, as_json: bool) -> None:
+def next_(run: str, prompt: str, top: int, at: dict[str, Any], root: Path, as_json: bool) -> None:
     """The most likely next tokens: P(w_t | w_1 .. w_t-1), before any temperature.
 
     \b
@@ -80,7 +80,7 @@ def attention(
     focus: str | None,
     layer: int | None,
     head: int | None,
-    at: dict[str, str],
+    at: dict[str, Any],
     root: Path,
     as_json: bool,
 ) -> None:

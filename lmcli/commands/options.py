@@ -185,6 +185,9 @@ dtype_option = _choice("--dtype", "Compute precision.", DTYPES)
 quantize_option = _choice(
     "--quantize", "Weights in 8 or 4 bits, the rest in bfloat16.", ("none", "int8", "int4")
 )
+compile_option = click.option(
+    "--compile", is_flag=True, help="Compile the blocks first: a minute, for long jobs."
+)
 
 
 def checkpoint_options(function: F) -> Callable[..., Any]:
@@ -192,9 +195,11 @@ def checkpoint_options(function: F) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def command(**values: Any) -> Any:
-        at = {name: values.pop(name) for name in ("which", "device", "dtype", "quantize")}
+        at = {
+            name: values.pop(name) for name in ("which", "device", "dtype", "quantize", "compile")
+        }
         return function(at=at, **values)
 
-    for option in (quantize_option, dtype_option, device_option, checkpoint_option):
+    for option in (compile_option, quantize_option, dtype_option, device_option, checkpoint_option):
         command = option(command)
     return command

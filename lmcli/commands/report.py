@@ -33,7 +33,7 @@ def command(
     out: Path | None,
     sample: tuple[str, ...],
     look: tuple[str, ...],
-    at: dict[str, str],
+    at: dict[str, Any],
     root: Path,
     as_json: bool,
 ) -> None:
@@ -88,7 +88,7 @@ def _ask(
     runs: tuple[str, ...],
     prompts: tuple[str, ...],
     texts: tuple[str, ...],
-    at: dict[str, str],
+    at: dict[str, Any],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Completions of the prompts, and looks at the texts, of each run by name."""
     samples: dict[str, Any] = {}

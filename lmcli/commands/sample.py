@@ -79,7 +79,7 @@ def command(
     choices_file: str | None,
     grid: tuple[str, ...],
     given: dict[str, Any],
-    at: dict[str, str],
+    at: dict[str, Any],
     root: Path,
     **form: Any,
 ) -> None:

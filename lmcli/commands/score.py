@@ -50,7 +50,7 @@ def command(
     segments: bool,
     given: dict[str, Any],
     model: str | None,
-    at: dict[str, str],
+    at: dict[str, Any],
     root: Path,
     as_json: bool,
     **form: Any,

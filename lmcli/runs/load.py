@@ -95,9 +95,11 @@ def load(
     device: str = "auto",
     dtype: str = "auto",
     quantize: str = "none",
+    compile: bool = False,
 ) -> LoadedRun:
     """The run's best, last, mean or numbered checkpoint behind an Engine; by default the best, or
-    the mean where the run was told to average. With 8 or 4 bits the rest is bfloat16."""
+    the mean where the run was told to average. With 8 or 4 bits the rest is bfloat16. What cannot
+    be compiled is left as it is."""
     if quantize != "none":
         if dtype == "float32":
             raise UsageError(f"--quantize {quantize} computes in bfloat16, not --dtype float32")
@@ -125,6 +127,8 @@ def load(
     if machine.dtype == "bfloat16":
         pack(model, quantize)
         machine = dataclasses.replace(machine, dtype=quantize if quantize != "none" else "bfloat16")
+    if compile:
+        model.decoder.forward = precision.compiled_forward(model.decoder.forward, fall_back=True)  # type: ignore[method-assign]
     tokenizer = Tokenizer.load(run / layout.TOKENIZER)
     if tokenizer.vocab_size > config.model.vocab_size:
         raise MismatchError(f"{run}: its tokenizer has more tokens than its model; restore it")

@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import copy
 import ctypes
+import logging
 import os
 import shutil
 import tempfile
@@ -84,7 +85,9 @@ class Working:
         copied = self.learn if self.model is not model else []
         self.apart = [(master, weight, torch.empty_like(master)) for master, weight in copied]
         self.compiled = compiled
-        self.forward: Callable[..., Tensor] = compiled_model(self.model) if compiled else self.model
+        self.forward: Callable[..., Tensor] = (
+            compiled_forward(self.model) if compiled else self.model
+        )
 
     @torch.no_grad()
     def refresh(self, frozen: bool = False) -> None:
@@ -127,9 +130,12 @@ class Working:
             weight.grad = None
 
 
-def compiled_model(model: Transformer) -> Callable[..., Tensor]:
+def compiled_forward(
+    forward: Callable[..., Tensor], fall_back: bool = False
+) -> Callable[..., Tensor]:
     """torch.compile that reads nothing from disk: its caches are pickles, and libraries in a folder
-    whose name anyone can guess. It compiles anew in each process, in a folder of its own."""
+    whose name anyone can guess. It compiles anew in each process, in a folder of its own. Where it
+    fails it raises when it is called, or computes as before with `fall_back`."""
     from torch._dynamo import config as dynamo
     from torch._functorch import config as functorch
     from torch._inductor import config as inductor
@@ -140,7 +146,10 @@ def compiled_model(model: Transformer) -> Callable[..., Tensor]:
     folder = tempfile.mkdtemp(prefix="lmcli-compile-")  # for this user alone
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
-    return torch.compile(model)
+    if fall_back:
+        dynamo.suppress_errors = True
+        logging.getLogger("torch._dynamo").setLevel(logging.ERROR)  # which would show the failure
+    return torch.compile(forward)
 
 
 def compiler_failed(error: Exception) -> bool:
