@@ -74,15 +74,13 @@ class Examples:
         return len(self.target_lengths)
 
     def example(self, i: int) -> Example:
-        source = self.source.document(i)[:-1]
-        target = self.target.document(i).astype(np.int64)
-        room = self.context_length - len(self.template.prompt([]))
+        source = self.source.document(i)[:-1].tolist()
+        target, room = self.target.document(i).astype(np.int64), self.context_length
         if self.encoder:
-            target = target[: self.context_length]
-            prompt = self.template.prompt(source[: room - 1].tolist())
-            return Example(target, len(target), np.array([*prompt, self.eos_id]))
-        target = target[:room]
-        prompt = self.template.prompt(source[: room - len(target)].tolist())
+            prompt = [*self.template.prompt(source, room - 1), self.eos_id]
+            return Example(target[:room], len(target[:room]), np.array(prompt))
+        target = target[: room - len(self.template.prompt([]))]
+        prompt = self.template.prompt(source, room - len(target))
         return Example(np.array([*prompt, *target.tolist()]), len(target))
 
 

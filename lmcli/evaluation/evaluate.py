@@ -181,7 +181,8 @@ def decode_pairs(
     """The first `n` sources of a split (0: all) and what the model makes of them."""
     chosen = range(len(reader))[: n or None]
     sources = [reader.source.document(i)[:-1].tolist() for i in chosen]
-    prompts = [reader.template.prompt(source) for source in sources]
+    room = engine.room(config.max_new_tokens)
+    prompts = [reader.template.prompt(source, room) for source in sources]
     done = engine.generate(prompts, config)
     return Outputs(
         [tokenizer.decode(source) for source in sources],

@@ -51,16 +51,20 @@ class Engine:
     def context_length(self) -> int:
         return self.model.config.context_length
 
+    def room(self, n_new: int = 1) -> int:
+        """How many tokens a prompt may have beside its `<eos>` and `n_new` more, which may take
+        half of the context from it and no more. They take nothing from an encoder's."""
+        taken = 0 if self.has_encoder else max(1, min(n_new, self.context_length // 2))
+        return max(0, self.context_length - 1 - taken)
+
     def fit_prompt(self, ids: Sequence[int], n_new: int = 1) -> list[int]:
         """`<eos>` and the prompt, or its last tokens that leave room for `n_new` more.
 
-        New tokens may take half of the context from a prompt, and no more. An encoder's prompt is
-        its source, which ends in `<eos>` and keeps its first tokens.
+        An encoder's prompt is its source, which ends in `<eos>` and keeps its first tokens.
         """
         if self.has_encoder:
-            return [*ids[: self.context_length - 1], self.eos_id]
-        room = max(1, min(n_new, self.context_length // 2))
-        return [self.eos_id, *ids][-max(1, self.context_length - room) :]
+            return [*ids[: self.room()], self.eos_id]
+        return [self.eos_id, *ids][-self.room(n_new) - 1 :]
 
     def generate(
         self,

@@ -41,13 +41,24 @@ class LoadedRun:
     step: int
     checkpoint_id: str
 
-    def encode(self, prompt: str) -> list[int]:
-        """The ids of a prompt, which is a source within its template for a run on pairs."""
-        return self.config.template(self.tokenizer).prompt(self.tokenizer.encode(prompt))
+    def encode(self, prompt: str, n_new: int = 1) -> list[int]:
+        """The ids of a prompt, which is a source within its template for a run on pairs. As in
+        training, one that leaves no room for its template and `n_new` ids more loses its end."""
+        template, ids = self.config.template(self.tokenizer), self.tokenizer.encode(prompt)
+        if not template.before and not template.after:
+            return ids
+        prompt, room = template.prompt(ids), self.engine.room(n_new)
+        if len(prompt) > room:
+            console.warn_once(
+                f"a source of {len(ids)} tokens loses its last {len(prompt) - room}, so that there "
+                f"is room for the rest: the context is {self.engine.context_length}"
+            )
+        return template.prompt(ids, room)
 
     def complete(self, prompts: Sequence[str], config: GenerationConfig) -> list[list[str]]:
         """`num_return_sequences` completions of each prompt."""
-        done = self.engine.generate([self.encode(p) for p in prompts], config)
+        ids = [self.encode(p, config.max_new_tokens) for p in prompts]
+        done = self.engine.generate(ids, config)
         return [[self.tokenizer.decode(c.ids) for c in completions] for completions in done]
 
     def likelihoods(self, texts: Sequence[tuple[str | None, str, bool]]) -> list[list[float]]:
@@ -58,7 +69,7 @@ class LoadedRun:
         items = []
         for prompt, text, ended in texts:
             ids = self.tokenizer.encode(text) + [self.tokenizer.eos_id] * ended
-            items.append((None if prompt is None else self.encode(prompt), ids))
+            items.append((None if prompt is None else self.encode(prompt, len(ids)), ids))
         found = likelihoods(self.engine, items, batch_tokens=8192)
         return [values.tolist() for values in found]
 

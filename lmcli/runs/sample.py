@@ -110,12 +110,11 @@ class Sampler:
 
     def _encode(self, prompt: Prompt) -> list[int]:
         config, engine = self.config, self.loaded.engine
-        ids = [] if prompt.blank else self.loaded.encode(prompt.text)
-        kept = len(engine.fit_prompt(ids, config.max_new_tokens))
-        if kept < len(ids) + 1:
+        ids = [] if prompt.blank else self.loaded.encode(prompt.text, config.max_new_tokens)
+        if (room := engine.room(config.max_new_tokens)) < len(ids):
             which = "first" if engine.has_encoder else "last"
             console.warn_once(
-                f"a prompt of {len(ids)} tokens keeps its {which} {kept}, so that there is room "
+                f"a prompt of {len(ids)} tokens keeps its {which} {room}, so that there is room "
                 f"for new ones: the context is {engine.context_length}"
             )
         if 0 < config.max_length <= len(ids) and not engine.has_encoder:

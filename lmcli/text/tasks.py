@@ -50,8 +50,11 @@ class Template:
             )
         return cls(encode(head, tokenizer), encode(tail, tokenizer))
 
-    def prompt(self, source: Sequence[int]) -> list[int]:
-        """What a model reads before it writes; without the `<eos>` around it."""
+    def prompt(self, source: Sequence[int], room: int | None = None) -> list[int]:
+        """What a model reads before it writes, in at most `room` ids, for which a source gives up
+        its end; without the `<eos>` around it."""
+        if room is not None:
+            source = source[: max(0, room - len(self.before) - len(self.after))]
         return [*self.before, *source, *self.after]
 
 

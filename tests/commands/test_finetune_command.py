@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -320,6 +321,24 @@ def test_cross_attention_is_shown_by_words(cli, root):
     assert cli(*line[:2], "one", "abcd", "--target", "dcba").code == 2
     page = cli("report", "both", "--out", root / "page.html", "--look", "abcd dcba")
     assert page.code == 0 and "looks at dcba" in (root / "page.html").read_text()
+
+
+@pytest.mark.parametrize("run", ["one", "both"])
+def test_a_source_that_is_too_long_is_read_as_in_training(cli, root, run):
+    """It loses its end, and its template stays whole."""
+    said = cli("sample", run, "abcd" * 20, "--max-new-tokens", "8").err
+    assert "keeps its first 47" in said or "of 80 tokens loses its last 42" in said
+    loaded = load(root, run)
+    tuning = replace(loaded.config.tuning, template="Q {source} A")
+    loaded = replace(loaded, config=replace(loaded.config, tuning=tuning))
+    source, ids = "abcd" * 20, loaded.tokenizer.encode("abcd" * 20)
+    fitted = loaded.engine.fit_prompt(loaded.encode(source, 8), 8)
+    template = loaded.config.template(loaded.tokenizer)
+    room = 47 if run == "both" else 39
+    prompt = template.prompt(ids[: room - len(template.prompt([]))])
+    assert template.before and template.after and len(prompt) == room
+    eos = [loaded.engine.eos_id]
+    assert fitted == ([*prompt, *eos] if run == "both" else [*eos, *prompt])
 
 
 def test_a_source_that_does_not_fit_with_its_template_is_not_shown(root):
