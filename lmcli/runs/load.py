@@ -47,11 +47,11 @@ class LoadedRun:
         template, ids = self.config.template(self.tokenizer), self.tokenizer.encode(prompt)
         if not template.before and not template.after:
             return ids
-        prompt, room = template.prompt(ids), self.engine.room(n_new)
-        if len(prompt) > room:
+        room = self.engine.room(n_new)
+        if (lost := len(template.prompt(ids)) - room) > 0:
             console.warn_once(
-                f"a source of {len(ids)} tokens loses its last {len(prompt) - room}, so that there "
-                f"is room for the rest: the context is {self.engine.context_length}"
+                f"a source of {len(ids)} tokens loses its last {lost}, so that there is room for "
+                f"the rest: the context is {self.engine.context_length}"
             )
         return template.prompt(ids, room)
 
@@ -181,6 +181,8 @@ def evaluate(
         raise UsageError(f"--split {split}: {data} has {', '.join(dataset.splits)}")
     if metrics and not dataset.sources:
         raise UsageError(f"--metric {metrics[0]} is for pairs, but {data} is plain text")
+    if config.stride and (dataset.sources or loaded.engine.has_encoder):
+        raise UsageError("--stride is for plain text and a decoder: nothing else has windows")
     model, task, tokenizer = loaded.config.model, loaded.config.tuning.task, loaded.tokenizer
     reader = loaded.config.reader(dataset, split, tokenizer) if dataset.sources else None
     scorer = SplitScorer(dataset.splits[split], tokenizer, model, config, reader)

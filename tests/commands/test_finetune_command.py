@@ -285,11 +285,11 @@ def test_mistakes_are_one_sentence(cli, root, line, code, says):
     assert result.code == code and says in result.err, result.err
 
 
-def test_a_metric_that_is_not_for_this_split_is_refused_before_the_split_is_scored(
-    cli, root, monkeypatch
-):
+def test_what_is_not_for_this_split_is_refused_before_the_split_is_scored(cli, root, monkeypatch):
     monkeypatch.setattr("lmcli.runs.load.SplitScorer", lambda *_: 1 / 0)
     assert cli("eval", "one", "--data", "text", "--metric", "bleu").code == 2
+    refused = cli("eval", "one", "--stride", "16")  # whose targets are scored whole
+    assert refused.code == 2 and "--stride is for plain text" in refused.err
 
 
 def test_an_encoder_decoder_learns_plain_text_as_a_prefix_model(cli, root):
