@@ -216,7 +216,7 @@ def _keep_memory() -> None:
     """Tells glibc not to hand buffers below 32 MiB, its limit, back to the kernel after every
     operation.
 
-    Otherwise each step faults its activations in again: 10 to 30 % of a step on a CPU.
+    Otherwise each step faults its activations in again: 10 to 20 % of a step on a CPU.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
