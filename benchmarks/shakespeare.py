@@ -26,7 +26,7 @@ COMMON = "--optimizer muon --schedule wsd --decay-fraction 0.6 --eval-tokens 0"
 RECIPES = {
     "seconds": "--n-layers 2 --d-model 128 --n-heads 2 --batch-size 8 --steps 170 --lr 0.04 "
     "--warmup-steps 10 --eval-every 0 --save-every 0",
-    "minutes": "--n-layers 6 --d-model 384 --n-heads 6 --batch-size 32 --steps 620 --lr 0.02 "
+    "minutes": "--n-layers 6 --d-model 384 --n-heads 6 --batch-size 32 --steps 360 --lr 0.02 "
     "--warmup-steps 20 --dropout 0.1 --eval-every 100 --save-every 100",
     "best": "--n-layers 6 --d-model 384 --n-heads 6 --batch-size 32 --steps 1200 --lr 0.02 "
     "--warmup-steps 20 --dropout 0.2 --eval-every 100 --save-every 100",
