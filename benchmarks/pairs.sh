@@ -45,7 +45,7 @@ java-cs)
     lmcli data build --source "$java" --target "$cs" --test-source "$valid.java" \
         --test-target "$valid.cs" --tokenizer $task --name $task --max-source-length 510 \
         --max-target-length 510 --on-error skip
-    lmcli train --data $task --name $task $shape $training --steps 2000 --context-length 512
+    lmcli train --data $task --name $task $shape $training --steps 1500 --context-length 512
     measure="-m bleu -m exact_match"
     ;;
 titles)
