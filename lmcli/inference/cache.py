@@ -21,9 +21,8 @@ class LayerSlots:
     def __init__(self, k: Tensor, v: Tensor) -> None:
         self.k, self.v, self.used = k, v, 0
         self.reading: Tensor | None = None  # the rows whose prompts are being read
-        self.at = torch.arange(
-            0
-        )  # the slots that are written otherwise: [R, 1], or the last [1, 1]
+        # The slots that are written otherwise: [R, 1], or the last one of all rows, [1, 1].
+        self.at = torch.arange(0)
 
     def update(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Stores k, v [B, K, T, D]; returns the slots they may see.
