@@ -54,6 +54,7 @@ def test_fewer_bits_on_the_command_line(cli, tiny_copy):
     assert refused.code == 2 and "--quantize int8 computes in bfloat16" in refused.err
 
 
+@pytest.mark.filterwarnings("ignore")  # torch's own, of what it deprecates
 @pytest.mark.parametrize("works", [True, False])
 def test_a_compiled_run_says_the_same(cli, tiny_copy, monkeypatch, works):
     """Traced and not compiled, which takes a minute; and where nothing can be compiled."""

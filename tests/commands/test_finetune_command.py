@@ -9,8 +9,12 @@ import pytest
 import torch
 
 from lmcli.artifacts import files, layout
+from lmcli.config.generation import GenerationConfig
+from lmcli.dataset.store import Dataset
 from lmcli.errors import UsageError
 from lmcli.evaluation.attention import cross_attention
+from lmcli.evaluation.evaluate import decode_pairs
+from lmcli.inference.batch import Completion
 from lmcli.runs.load import load
 from lmcli.text.tasks import Template
 from lmcli.training.checkpoint import load_model, load_tensors
@@ -339,6 +343,21 @@ def test_a_source_that_is_too_long_is_read_as_in_training(cli, root, run):
     assert template.before and template.after and len(prompt) == room
     eos = [loaded.engine.eos_id]
     assert fitted == ([*prompt, *eos] if run == "both" else [*eos, *prompt])
+
+
+def test_sources_are_judged_within_their_template(root, monkeypatch):
+    """What `eval --metric` asks about leaves room for an answer, and ends as the template does."""
+    loaded, asked = load(root, "one"), []
+    tuning = replace(loaded.config.tuning, template="Q" * 34 + "{source} A")
+    config = replace(loaded.config, tuning=tuning)
+    reader = config.reader(Dataset.open(root / "datasets/pairs"), "test", loaded.tokenizer)
+    answer = [Completion([], [], "length")]
+    monkeypatch.setattr(
+        loaded.engine, "generate", lambda p, _: asked.extend(p) or [answer] * len(p)
+    )
+    decode_pairs(loaded.engine, reader, loaded.tokenizer, GenerationConfig(max_new_tokens=8), 0)
+    assert len(asked) == len(reader) and max(map(len, asked)) == loaded.engine.room(8) == 39
+    assert all(tuple(ids[-2:]) == reader.template.after for ids in asked)
 
 
 def test_a_source_that_does_not_fit_with_its_template_is_not_shown(root):
