@@ -11,8 +11,7 @@
     ├── Interrupted        75   stopped by request; the same command continues
     ├── LockedError        76   another process writes here
     ├── RefusedError       77   refused by policy
-    ├── MismatchError      78   config, tokenizer or format does not fit
-    └── HangError          79   no progress for too long
+    └── MismatchError      78   config, tokenizer or format does not fit
 
 Exit code 0 is done (a closed pipe too), 1 is a bug and keeps its traceback, 130 is Ctrl-C where
 nothing is resumable. A message is one sentence: what, where (file:line or flag), what to do.
@@ -69,10 +68,6 @@ class RefusedError(LmcliError):
 
 class MismatchError(LmcliError):
     exit_code = 78
-
-
-class HangError(LmcliError):
-    exit_code = 79
 
 
 def exit_code(error: BaseException) -> int:

@@ -69,6 +69,15 @@ def test_every_format_says_what_the_runs_wrote(cli, two):
     assert table[0].split() == ["base", "other"] and any(f"{best:.4f}" in line for line in table)
 
 
+def test_the_same_split_of_another_dataset_is_another_column(cli, two, prose):
+    (two.parent / "more.txt").write_text(prose[: len(prose) // 2])
+    build = ["more.txt", "--tokenizer", "tok", "--name", "more", "--test-fraction", "0.2"]
+    assert cli("data", "build", *build).code == 0
+    assert cli("eval", "base", "--data", "more", "--split", "test").code == 0
+    [said] = json.loads(cli("report", "base", "--json").out)["runs"]
+    assert said["test_bits_per_byte"] != said["more_test_bits_per_byte"]
+
+
 def test_the_page_is_whole_and_alone(cli, two, tmp_path):
     out = tmp_path / "pages" / "runs.html"
     fox = "The <fox> & the dog"

@@ -1,5 +1,6 @@
 """lmcli score"""
 
+import io
 import json
 import math
 import re
@@ -193,8 +194,9 @@ def _answer_likelihoods(
     from lmcli.text.arrivals import Arrivals
     from lmcli.text.readers import field_of, record_of
     from lmcli.text.segments import lines
+    from lmcli.text.sources import JSONL, plain_suffix
 
-    jsonl = jsonl or name.endswith(".jsonl")
+    jsonl = jsonl or plain_suffix(Path(name)) in JSONL
     pairs = loaded.config.tuning.template is not None
     sources = iter(lines(source, "--source")) if source else None
 
@@ -216,7 +218,7 @@ def _answer_likelihoods(
         return {"source": prompt, "target": text}, prompt, text, end
 
     total, n_tokens, n_texts = 0.0, 0, 0
-    with click.open_file(name, "rb") as stream:
+    with _stream(name) as stream:
         arrivals = Arrivals(stream, parse, "standard input, line " if name == "-" else f"{name}:")
         while (found := arrivals.take(256, True)) is not None:
             values_of = loaded.likelihoods([row[1:] for row in found])
@@ -235,6 +237,17 @@ def _answer_likelihoods(
     console.say(
         f"{n_texts:,} texts, {n_tokens:,} tokens: logprob {total:.6g}, perplexity {perplexity:.6g}"
     )
+
+
+def _stream(name: str) -> Any:
+    """A file, or standard input, as bytes; a packed file is read at once."""
+    from lmcli.config.data import ReadConfig
+    from lmcli.text.sources import PACKED, opened
+
+    if Path(name).suffix.lower() not in PACKED:
+        return click.open_file(name, "rb")
+    with opened(Path(name), ReadConfig(), lambda: "a part") as (file, _):
+        return io.BytesIO(file.read())
 
 
 def _likelihood(logprob: float, n: int) -> dict[str, float]:

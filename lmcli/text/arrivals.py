@@ -1,5 +1,6 @@
 """Lines of a stream as they come, so that a pipe that sends one and waits is answered at once."""
 
+import codecs
 import select
 from collections import deque
 from collections.abc import Callable
@@ -36,6 +37,8 @@ class Arrivals(Generic[T]):
                 self._number += 1
                 where = f"{self._name}{self._number}"
                 line = self._lines.popleft().removesuffix(b"\r")
+                if self._number == 1:
+                    line = line.removeprefix(codecs.BOM_UTF8)
                 found.append(self._parse(where, decode(line, where)))
         except DataError as error:
             self._error = error

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -367,3 +368,24 @@ def test_a_source_that_does_not_fit_with_its_template_is_not_shown(root):
         text += " ab"
     with pytest.raises(UsageError, match="tokens; this model reads"):
         cross_attention(loaded.engine, tokenizer, text, "ab", Template((7, 8), (9,)))
+
+
+@pytest.mark.parametrize("run", ["both", "one"])
+def test_how_likely_pairs_are(cli, root, run):
+    """A line with a tab is a source and a target; or they stand in two files."""
+    sources = "abcd\ndcba\n"
+    flags = ("--temperature", "0", "--json", "--max-new-tokens", "3", "--min-new-tokens", "3")
+    said = [json.loads(line) for line in cli("sample", run, *flags, input=sources).out.splitlines()]
+    lines = "".join(f"{r['prompt']}\t{r['completion']}\n" for r in said)
+    scored = cli("score", "--model", run, "--json", "--no-end", input=lines)
+    found = [json.loads(line) for line in scored.out.splitlines()]
+    for before, after in zip(said, found, strict=True):
+        assert (after["source"], after["target"]) == (before["prompt"], before["completion"])
+        assert after["logprob"] == pytest.approx(before["logprob"], abs=1e-3)
+    Path("s.txt").write_text(sources)
+    targets = "".join(f"{r['completion']}\n" for r in said)
+    apart = cli("score", "--model", run, "--source", "s.txt", "--json", "--no-end", input=targets)
+    assert apart.out == scored.out
+    wrong = cli("score", "--model", run, input=lines + "no tab\n")
+    assert wrong.code == 65 and "standard input, line 3: no tab" in wrong.err
+    assert len(wrong.out.splitlines()) == 2

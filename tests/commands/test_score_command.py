@@ -2,8 +2,10 @@
 
 import gzip
 import json
+import math
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -279,3 +281,76 @@ def test_a_mistake_is_one_sentence(cli, files, args, code, says):
     result = cli("score", *args, input=HYPS)
     assert (result.code, result.out) == (code, "") and says in result.err, result
     assert result.err.startswith("lmcli: ") and result.err.count("\n") == 1
+
+
+def likelihoods(result):
+    assert result.code == 0, result.err
+    return [json.loads(line) for line in result.out.splitlines()]
+
+
+def test_a_greedy_completion_has_the_log_probability_that_was_reported(cli, tiny_copy):
+    compared = 0
+    for flags in (("--max-new-tokens", "9"), ("--max-new-tokens", "25"), ("--num-beams", "3")):
+        drawn = cli("sample", "base", "The", "A king", "--json", "--temperature", "0", *flags)
+        again = likelihoods(cli("score", "--model", "base", "--jsonl", "--json", input=drawn.out))
+        for before, after in zip(likelihoods(drawn), again, strict=True):
+            ended = before["finish_reason"] == "eos"
+            # a completion that another tokenization spells has other numbers
+            if after["tokens"] == before["tokens"] + ended:
+                assert after["logprob"] == pytest.approx(before["logprob"], abs=1e-3)
+                compared += 1
+            assert after["completion"] == before["completion"]
+    assert compared > 1
+
+
+def test_how_likely_lines_are_from_any_kind_of_file(cli, tiny_copy):
+    text = "The king\n\nsaid \u00e9t\u00e9\n"
+    args = ("score", "--model", "base")
+    plain = cli(*args, "--json", input=text)
+    found = likelihoods(cli(*args, "--json", input=text.replace("\n\n", "\n")))
+    assert [r["text"] for r in found] == ["The king", "said \u00e9t\u00e9"]
+    assert plain.out.splitlines()[1] == "" and "2 texts" in plain.err
+    for record in found:
+        mean = record["logprob"] / record["tokens"]
+        assert record["logprob_per_token"] == pytest.approx(mean) and mean < 0
+        assert record["perplexity"] == pytest.approx(math.exp(-mean))
+    Path("t.txt").write_text(text)
+    Path("t.txt.gz").write_bytes(gzip.compress(text.encode()))
+    Path("bom.txt").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    for name in ("t.txt", "t.txt.gz", "bom.txt"):
+        assert cli(*args, name, "--json").out == plain.out
+    table = cli(*args, "t.txt").out.split("\n")
+    assert table[1] == "" and len(table[0].split("\t")) == 4
+    # the chain rule, over the end of the text and over a prompt
+    open_end = likelihoods(cli(*args, "--json", "--no-end", input="The king\n"))[0]
+    assert open_end["tokens"] == found[0]["tokens"] - 1
+    assert open_end["logprob"] > found[0]["logprob"]
+    Path("t.jsonl.gz").write_bytes(
+        gzip.compress(json.dumps({"prompt": "The", "completion": " king"}).encode())
+    )
+    after = likelihoods(cli(*args, "t.jsonl.gz", "--json", "--no-end"))[0]
+    first = likelihoods(cli(*args, "--json", "--no-end", input="The\n"))[0]
+    both = likelihoods(cli(*args, "--json", "--no-end", input="The king\n"))[0]
+    assert after["tokens"] + first["tokens"] == both["tokens"]
+    assert after["logprob"] + first["logprob"] == pytest.approx(both["logprob"], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("args", "text", "code", "says"),
+    [
+        (("--ref", "r.txt"), "a\n", 2, "--model scores by itself"),
+        (("--source", "two.txt"), "a\n", 65, "has more lines"),
+        (("--source", "two.txt"), "a\nb\nc\n", 65, "standard input, line 3"),
+        (("--source", "none.txt"), "a\n", 66, "none.txt"),
+        (("none.txt",), "", 66, "none.txt"),
+        (("broken.gz",), "", 65, "broken gzip"),
+        (("--jsonl",), '{"prompt": 1, "completion": "a"}\n', 65, "'prompt'"),
+        ((), b"\xff\n", 65, "standard input, line 1"),
+    ],
+)
+def test_a_mistake_with_a_model_is_one_sentence(cli, tiny_copy, args, text, code, says):
+    Path("two.txt").write_text("x\ny\n")
+    Path("broken.gz").write_bytes(gzip.compress(b"abc" * 99)[:-9])
+    result = cli("score", "--model", "base", *args, input=text)
+    assert result.code == code and says in result.err
+    assert len(result.err.strip().splitlines()) == 1
