@@ -74,8 +74,8 @@ class Attention(nn.Module):
         # Given each call's weights [B, H, T, S], to look inside; the output does not depend on it.
         self.watch: Callable[[Tensor], None] | None = None
 
-    def heads(self, x: Tensor, n: int, norm: nn.Module | None = None) -> Tensor:
-        x = x.view(*x.shape[:2], n, self.head_dim).transpose(1, 2)  # [B, n, T, D]
+    def heads(self, x: Tensor, norm: nn.Module | None = None) -> Tensor:
+        x = x.view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)  # [B, n, T, D]
         return x if norm is None else norm(x)
 
     def joined_weights(self) -> tuple[Tensor, Tensor | None]:
@@ -94,13 +94,13 @@ class Attention(nn.Module):
             joined = linear(x, *self.joined_weights())
         else:
             return [layer(x) for layer in layers]
-        sizes = [n * self.head_dim for n in (self.n_heads, self.n_kv_heads, self.n_kv_heads)]
-        return torch.split(joined, sizes, -1)
+        # Cut between heads, so that the gradients of all three are copied once.
+        by_head = joined.view(*x.shape[:2], -1, self.head_dim)
+        return torch.split(by_head, [self.n_heads, self.n_kv_heads, self.n_kv_heads], 2)
 
     def keys_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
         """k and v [B, K, S, D] of another sequence, which are computed once."""
-        k, v, n = self.k_proj(memory), self.v_proj(memory), self.n_kv_heads
-        return self.heads(k, n, self.k_norm), self.heads(v, n)
+        return self.heads(self.k_proj(memory), self.k_norm), self.heads(self.v_proj(memory))
 
     def forward(
         self,
@@ -119,10 +119,10 @@ class Attention(nn.Module):
         """
         if memory is None:
             q, k, v = self.qkv(x)
-            k, v = self.heads(k, self.n_kv_heads, self.k_norm), self.heads(v, self.n_kv_heads)
+            k, v = self.heads(k, self.k_norm), self.heads(v)
         else:
             q, (k, v) = self.q_proj(x), memory
-        q = self.heads(q, self.n_heads, self.q_norm)
+        q = self.heads(q, self.q_norm)
         if rotary is not None:
             q, k = rotate(q, *rotary), rotate(k, *rotary)
         if cache is not None:
