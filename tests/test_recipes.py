@@ -141,6 +141,18 @@ def test_precision_follows_the_machine(monkeypatch, tmp_path):
     assert machine.matmul_peak() > 1e9
 
 
+@pytest.mark.parametrize(
+    ("own", "tune", "kept"), [("", True, "128"), ("", False, ""), ("7", True, "7")]
+)
+def test_code_is_kept_for_few_shapes_unless_told_otherwise(monkeypatch, own, tune, kept):
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    monkeypatch.setenv(name, own)
+    if not own:
+        monkeypatch.delenv(name)
+    precision.prepare(precision.resolve("cpu", "float32", 1), tune)
+    assert os.environ.get(name, "") == kept
+
+
 def test_compile_is_chosen_where_it_pays_back(monkeypatch, tiny):
     machine = precision.resolve("cpu", "float32", 1)
     monkeypatch.setattr(runs_config.shutil, "which", lambda name: "/usr/bin/g++")
