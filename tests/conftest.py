@@ -40,6 +40,7 @@ def cli(capfdbinary, monkeypatch):
     def run(*args: object, input: str | bytes = "") -> Result:
         monkeypatch.setattr(sys, "stdin", _Stdin(input))
         capfdbinary.readouterr()
+        console._warned.clear()
         code = main([str(a) for a in args])
         sys.stdout.flush()
         sys.stderr.flush()
