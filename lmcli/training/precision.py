@@ -209,8 +209,8 @@ def prepare(machine: Machine, tune: bool = True) -> None:
     torch.set_num_threads(machine.threads)
     torch.set_flush_denormal(True)
     if machine.device == "cpu" and tune:
-        # Batches of sentences have ever new shapes, for each of which oneDNN would keep a megabyte
-        # of code; a step of one shape needs some fifty. Read at the first product.
+        # Batches of sentences have ever new shapes, for each of which oneDNN would keep some
+        # megabytes; a step of one shape needs some fifty products. Read at the first one.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
         _keep_memory()
 
