@@ -2,6 +2,10 @@
 
 import copy
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -40,6 +44,33 @@ def test_rounding_errors_are_those_of_the_bits():
     weight[0, 0] = 50.0
     again = Int4(weight.bfloat16(), None)(x).float().T
     assert (again - weight)[:, GROUP:].norm() < 0.1 * weight[:, GROUP:].norm()
+
+
+@pytest.mark.parametrize("kind", [Int8, Int4])
+def test_few_rows_and_many_give_the_same_with_a_bias_and_any_width(kind):
+    layer = kind(torch.randn(40, 64).bfloat16(), torch.randn(40).bfloat16())
+    x = torch.randn(5, 64).bfloat16()
+    few, many = layer(x[:FEW_ROWS]).float(), layer(x)[:FEW_ROWS].float()
+    assert few.shape == (FEW_ROWS, 40) and (few - many).norm() < 0.02 * many.norm()
+
+
+def test_a_cpu_without_onednns_bfloat16_packs_what_it_can():
+    """In a process of its own, which is told that it has AVX2 and no more."""
+    script = """
+import torch
+from lmcli.model.packing import pack
+from test_model import IDS, make
+for quantize in ("none", "int8", "int4"):
+    model = make(init="xavier", vocab_size=64).eval().bfloat16()
+    with torch.inference_mode():
+        plain = model.logits(model(IDS))
+        pack(model, quantize)
+        assert (model.logits(model(IDS)) - plain).norm() < 0.4 * plain.norm()
+"""
+    env = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+    line = [sys.executable, "-c", script]
+    done = subprocess.run(line, cwd=Path(__file__).parent, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_fewer_bits_on_the_command_line(cli, tiny_copy):

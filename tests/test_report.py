@@ -60,9 +60,11 @@ def test_every_format_says_what_the_runs_wrote(cli, two):
     assert said[0]["parameters"] == model["parameters"]
     score = json.loads(cli("eval", "base", "--split", "test", "--json").out)["scores"]
     bits = next(s["value"] for s in score if s["name"] == "bits_per_byte")
-    assert said[0]["test_bits_per_byte"] == bits and "test_bits_per_byte" not in said[1]
+    assert (
+        said[0]["corpus_test_bits_per_byte"] == bits and "corpus_test_bits_per_byte" not in said[1]
+    )
     rows = list(csv.DictReader(io.StringIO(cli("report", "base", "other", "--format", "csv").out)))
-    assert float(rows[0]["val_loss"]) == best and rows[1]["test_bits_per_byte"] == ""
+    assert float(rows[0]["val_loss"]) == best and rows[1]["corpus_test_bits_per_byte"] == ""
     markdown = cli("report", "base", "other", "--format", "markdown").out.splitlines()
     assert len(markdown) == 4 and f"{best:.4f}" in markdown[2]
     table = cli("report", "base", "other").out.splitlines()
@@ -75,7 +77,7 @@ def test_the_same_split_of_another_dataset_is_another_column(cli, two, prose):
     assert cli("data", "build", *build).code == 0
     assert cli("eval", "base", "--data", "more", "--split", "test").code == 0
     [said] = json.loads(cli("report", "base", "--json").out)["runs"]
-    assert said["test_bits_per_byte"] != said["more_test_bits_per_byte"]
+    assert said["corpus_test_bits_per_byte"] != said["more_test_bits_per_byte"]
 
 
 def test_the_page_is_whole_and_alone(cli, two, tmp_path):

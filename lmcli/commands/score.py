@@ -15,7 +15,7 @@ from lmcli import console
 from lmcli.commands import options
 from lmcli.config.fields import build, suggest
 from lmcli.config.scoring import METRICS, ScoringConfig
-from lmcli.errors import DataError, RefusedError, UsageError
+from lmcli.errors import DataError, MissingInputError, RefusedError, UsageError
 
 if TYPE_CHECKING:
     from lmcli.runs.load import LoadedRun
@@ -201,6 +201,8 @@ def _answer_likelihoods(
     sources = iter(lines(source, "--source")) if source else None
 
     def parse(where: str, line: str) -> tuple[dict[str, Any], str | None, str, bool]:
+        if jsonl and not line:
+            return {}, None, "", end
         if jsonl:
             record = record_of(line.encode(), where)
             prompt = field_of(record, prompt_key, "--prompt-key", where)
@@ -223,7 +225,7 @@ def _answer_likelihoods(
         while (found := arrivals.take(256, True)) is not None:
             values_of = loaded.likelihoods([row[1:] for row in found])
             for (record, _, text, _), values in zip(found, values_of, strict=True):
-                if not (text or jsonl):
+                if not (text or jsonl and record):
                     console.answer("")
                     continue
                 logprob = math.fsum(values)
@@ -246,6 +248,8 @@ def _stream(name: str) -> Any:
 
     if Path(name).suffix.lower() not in PACKED:
         return click.open_file(name, "rb")
+    if not Path(name).exists():
+        raise MissingInputError(f"{name}: no such file")
     with opened(Path(name), ReadConfig(), lambda: "a part") as (file, _):
         return io.BytesIO(file.read())
 

@@ -30,6 +30,12 @@ class Packed(nn.Module):
         return out
 
 
+def packs(weight: Tensor) -> bool:
+    """Whether this CPU has what oneDNN's bfloat16 needs."""
+    supported: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return weight.device.type == "cpu" and supported
+
+
 class Int8(nn.Module):
     """Rows of 8-bit whole numbers and a scale for each: w = scale * n."""
 
@@ -39,14 +45,14 @@ class Int8(nn.Module):
         self.weight = (weight.float() / scale[:, None]).round().to(torch.int8)
         self.scale, self.bias = scale.to(weight.dtype), bias
         self.copy = None
-        if weight.device.type == "cpu":
+        if packs(weight):
             self.copy = Packed(self.weight.float() * self.scale[:, None], bias)
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         if self.copy is not None and len(rows) > FEW_ROWS:
             return self.copy(x)  # type: ignore[no-any-return]
-        if self.copy is not None:
+        if x.device.type == "cpu":
             out = torch._weight_int8pack_mm(rows, self.weight, self.scale).view(*x.shape[:-1], -1)
         else:
             out = (x @ self.weight.to(x.dtype).T) * self.scale
@@ -82,12 +88,14 @@ class Int4(nn.Module):
         flat = numbers.view(n_out, n_in).to(torch.int32)
         self.weight = torch.ops.aten._convert_weight_to_int4pack_for_cpu(flat, 1)
         self.bias = bias
-        rounded = (numbers - 8) * scale + zero
-        self.copy = Packed(rounded.view(n_out, n_in)[: self.n_out], bias)
+        self.copy = None
+        if packs(weight):
+            rounded = (numbers - 8) * scale + zero
+            self.copy = Packed(rounded.view(n_out, n_in)[: self.n_out], bias)
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        if len(rows) > FEW_ROWS:
+        if self.copy is not None and len(rows) > FEW_ROWS:
             return self.copy(x)  # type: ignore[no-any-return]
         product = torch.ops.aten._weight_int4pack_mm_for_cpu
         out: Tensor = product(rows, self.weight, GROUP, self.scales)[:, : self.n_out]
@@ -101,7 +109,7 @@ def pack(model: Transformer, quantize: str = "none") -> None:
 
     Matrices whose shape the 4-bit kernel does not take keep 8 bits. Embeddings stay as they are.
     """
-    if quantize == "none" and model.embed.weight.device.type != "cpu":
+    if quantize == "none" and not packs(model.embed.weight):
         return
 
     def packed(weight: Tensor, bias: Tensor | None) -> nn.Module:

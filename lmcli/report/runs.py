@@ -49,8 +49,7 @@ def read(root: Path, reference: str) -> RunRecord:
         "data": (config["data"] or config.get("origin") or {}).get("name"),
     }
     for result in evals:
-        name, split = result["dataset"]["name"], result["dataset"]["split"]
-        place = split if name == facts["data"] else f"{name}_{split}"
+        place = f"{result['dataset']['name']}_{result['dataset']['split']}"
         for score in result["scores"]:
             if score["name"] in ("bits_per_byte", "perplexity"):
                 facts[f"{place}_{score['name']}"] = score["value"]

@@ -211,7 +211,8 @@ def prepare(machine: Machine, tune: bool = True) -> None:
     if machine.device == "cpu" and tune:
         # Batches of sentences have ever new shapes, for each of which oneDNN would keep some
         # megabytes; a step of one shape needs some fifty products. Read at the first one.
-        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
+        if "DNNL_PRIMITIVE_CACHE_CAPACITY" not in os.environ:
+            os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
         _keep_memory()
 
 

@@ -301,6 +301,9 @@ def test_a_greedy_completion_has_the_log_probability_that_was_reported(cli, tiny
                 compared += 1
             assert after["completion"] == before["completion"]
     assert compared > 1
+    lines = '{"prompt": "The", "completion": "a"}\n\n{"prompt": "A", "completion": "b"}\n'
+    blank = cli("score", "--model", "base", "--jsonl", "--json", input=lines)
+    assert blank.out.splitlines()[1] == "" and "2 texts" in blank.err
 
 
 def test_how_likely_lines_are_from_any_kind_of_file(cli, tiny_copy):
@@ -343,6 +346,7 @@ def test_how_likely_lines_are_from_any_kind_of_file(cli, tiny_copy):
         (("--source", "two.txt"), "a\nb\nc\n", 65, "standard input, line 3"),
         (("--source", "none.txt"), "a\n", 66, "none.txt"),
         (("none.txt",), "", 66, "none.txt"),
+        (("none.gz",), "", 66, "none.gz"),
         (("broken.gz",), "", 65, "broken gzip"),
         (("--jsonl",), '{"prompt": 1, "completion": "a"}\n', 65, "'prompt'"),
         ((), b"\xff\n", 65, "standard input, line 1"),
