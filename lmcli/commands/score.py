@@ -1,6 +1,5 @@
 """lmcli score"""
 
-import io
 import json
 import math
 import re
@@ -15,7 +14,7 @@ from lmcli import console
 from lmcli.commands import options
 from lmcli.config.fields import build, suggest
 from lmcli.config.scoring import METRICS, ScoringConfig
-from lmcli.errors import DataError, MissingInputError, RefusedError, UsageError
+from lmcli.errors import DataError, RefusedError, UsageError
 
 if TYPE_CHECKING:
     from lmcli.runs.load import LoadedRun
@@ -193,7 +192,7 @@ def _answer_likelihoods(
     """A line or record out for each one in, flushed as they come; the sum of all is said."""
     from lmcli.text.arrivals import Arrivals
     from lmcli.text.readers import field_of, record_of
-    from lmcli.text.segments import lines
+    from lmcli.text.segments import lines, stream
     from lmcli.text.sources import JSONL, plain_suffix
 
     jsonl = jsonl or plain_suffix(Path(name)) in JSONL
@@ -220,8 +219,8 @@ def _answer_likelihoods(
         return {"source": prompt, "target": text}, prompt, text, end
 
     total, n_tokens, n_texts = 0.0, 0, 0
-    with _stream(name) as stream:
-        arrivals = Arrivals(stream, parse, "standard input, line " if name == "-" else f"{name}:")
+    with stream(name) as file:
+        arrivals = Arrivals(file, parse, "standard input, line " if name == "-" else f"{name}:")
         while (found := arrivals.take(256, True)) is not None:
             values_of = loaded.likelihoods([row[1:] for row in found])
             for (record, _, text, _), values in zip(found, values_of, strict=True):
@@ -239,19 +238,6 @@ def _answer_likelihoods(
     console.say(
         f"{n_texts:,} texts, {n_tokens:,} tokens: logprob {total:.6g}, perplexity {perplexity:.6g}"
     )
-
-
-def _stream(name: str) -> Any:
-    """A file, or standard input, as bytes; a packed file is read at once."""
-    from lmcli.config.data import ReadConfig
-    from lmcli.text.sources import PACKED, opened
-
-    if Path(name).suffix.lower() not in PACKED:
-        return click.open_file(name, "rb")
-    if not Path(name).exists():
-        raise MissingInputError(f"{name}: no such file")
-    with opened(Path(name), ReadConfig(), lambda: "a part") as (file, _):
-        return io.BytesIO(file.read())
 
 
 def _likelihood(logprob: float, n: int) -> dict[str, float]:

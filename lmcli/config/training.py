@@ -122,7 +122,8 @@ class TrainingConfig:
     )
     tune: bool = option(
         True,
-        "keep freed memory (glibc), 10 to 20 % of a step; fewer threads while others need cores",
+        "keep freed memory (glibc), 10 to 20 % of a step, and few of oneDNN's shapes; "
+        "fewer threads while others need cores",
     )
     threads: int = option(0, "CPU threads; 0: all cores this process may use", high=1024)
 

@@ -31,9 +31,10 @@ class Packed(nn.Module):
 
 
 def packs(weight: Tensor) -> bool:
-    """Whether this CPU has what oneDNN's bfloat16 needs."""
-    supported: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return weight.device.type == "cpu" and supported
+    """Whether this is a CPU that has what oneDNN's bfloat16 needs."""
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()  # type: ignore[no-any-return]
 
 
 class Int8(nn.Module):
@@ -44,9 +45,8 @@ class Int8(nn.Module):
         scale = weight.float().abs().amax(1).clamp(min=1e-12) / 127
         self.weight = (weight.float() / scale[:, None]).round().to(torch.int8)
         self.scale, self.bias = scale.to(weight.dtype), bias
-        self.copy = None
-        if packs(weight):
-            self.copy = Packed(self.weight.float() * self.scale[:, None], bias)
+        rounded = self.weight.float() * self.scale[:, None]
+        self.copy = Packed(rounded, bias) if packs(weight) else None
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
@@ -88,10 +88,8 @@ class Int4(nn.Module):
         flat = numbers.view(n_out, n_in).to(torch.int32)
         self.weight = torch.ops.aten._convert_weight_to_int4pack_for_cpu(flat, 1)
         self.bias = bias
-        self.copy = None
-        if packs(weight):
-            rounded = (numbers - 8) * scale + zero
-            self.copy = Packed(rounded.view(n_out, n_in)[: self.n_out], bias)
+        rounded = ((numbers - 8) * scale + zero).view(n_out, n_in)[: self.n_out]
+        self.copy = Packed(rounded, bias) if packs(weight) else None
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])

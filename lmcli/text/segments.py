@@ -5,8 +5,10 @@ blank segment. `.jsonl` has a record a line, `.tsv` a header and columns without
 packed by gzip, bzip2 or xz.
 """
 
+import io
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 from lmcli.config.data import ReadConfig
 from lmcli.errors import DataError, MissingInputError
 from lmcli.text.readers import decode, keys_of, record_of
-from lmcli.text.sources import JSONL, opened, plain_suffix
+from lmcli.text.sources import JSONL, PACKED, opened, plain_suffix
 
 
 @dataclass(frozen=True)
@@ -40,17 +42,29 @@ class Source:
         return found
 
 
+def stream(name: str) -> AbstractContextManager[Any]:
+    """A file, or standard input (`-`), as bytes that come as they are read; a packed file at once.
+
+    Raises MissingInputError, OSError or, for what is packed and broken, DataError.
+    """
+    path = Path(name)
+    if name == "-":
+        return nullcontext(sys.stdin.buffer)
+    if not path.exists():
+        raise MissingInputError(f"{name}: no such file")
+    if path.suffix.lower() not in PACKED:
+        return path.open("rb")
+    with opened(path, ReadConfig(), lambda: "a part") as (file, _):
+        return io.BytesIO(file.read())
+
+
 def read(name: str, key: str) -> Source:
     """All of a file, or of standard input (`-`): lines, or JSONL where a `key` is asked for."""
     title, place, suffix = name, f"{name}:", plain_suffix(Path(name))
     if name == "-":
         title, place, suffix = "standard input", "standard input, line ", ".jsonl" if key else ""
-        lines = list(sys.stdin.buffer)
-    elif not Path(name).exists():
-        raise MissingInputError(f"{name}: no such file")
-    else:
-        with opened(Path(name), ReadConfig(), lambda: "a part") as (file, _):
-            lines = list(file)
+    with stream(name) as file:
+        lines = list(file)
     placed = ((f"{place}{n}", line) for n, line in enumerate(lines, 1))
     texts = ((where, decode(line, where).strip("\ufeff\r\n")) for where, line in placed)
     parse = _json if suffix in JSONL else _table if suffix == ".tsv" else iter
