@@ -56,6 +56,15 @@ def test_an_epoch_has_every_pair_once_in_batches_of_the_asked_size(tmp_path, enc
         assert real / sum(b.targets.size for b in batches) > 0.85
 
 
+def test_many_rows_are_a_multiple_of_32(tmp_path):
+    pairs = Pairs(reader(tmp_path, n=600), 3, 4096, False, PAD)
+    assert sorted(len(batch) for batch in pairs._batches(0, 7)) == [88, 128, 128, 128, 128]
+    assert [buckets._even(rows) for rows in (1, 3, 4, 7, 8, 63, 64, 127, 255)] == [
+        1, 3, 4, 7, 8, 56, 64, 112, 224]  # fmt: skip
+    packed = Pairs(pairs.reader, 3, 4096, True, PAD)
+    assert any(len(batch) % 8 for batch in packed._batches(0, 7)[:-1])
+
+
 def test_another_thread_may_ask_while_an_epoch_is_dealt(tmp_path, monkeypatch):
     monkeypatch.setattr(buckets, "POOL", 40)  # so that epochs differ in length
     found = reader(tmp_path)

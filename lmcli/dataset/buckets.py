@@ -134,6 +134,12 @@ def pack(examples: Sequence[Example], width: int, eos_id: int, pad_id: int) -> B
     )
 
 
+def _even(rows: int) -> int:
+    """At least three quarters of `rows`, a multiple of 32 where there are many: oneDNN prepares a
+    product for each new number of tokens, in a third of the time for such ones."""
+    return rows - rows % min(32, 2 ** max(0, (rows // 4).bit_length() - 1))
+
+
 class Pairs(Batches):
     """Every pair once in an epoch, in an order of its own.
 
@@ -171,7 +177,9 @@ class Pairs(Batches):
                     lengths = longest[first : first + self.batch_tokens]
                     padded = np.maximum.accumulate(lengths) * np.arange(1, len(lengths) + 1)
                     sizes = lengths.cumsum() if self.pack else padded
-                    last = first + max(1, int((sizes <= self.batch_tokens).sum()))
+                    most = max(1, int((sizes <= self.batch_tokens).sum()))
+                    is_rest = self.pack or first + most == len(pool)
+                    last = first + (most if is_rest else _even(most))
                 found.append(pool[first:last])
                 first = last
         shuffled = permute(mix(key, 1), len(found), np.arange(len(found)))
