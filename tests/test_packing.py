@@ -11,7 +11,7 @@ import pytest
 import torch
 from test_model import IDS, SHAPES, make
 
-from lmcli.model.packing import FEW_ROWS, GROUP, Int4, Int8, pack
+from lmcli.model.packing import FEW_ROWS, GROUP, Int8, int4, int8, pack
 from lmcli.training import precision
 
 
@@ -33,8 +33,8 @@ def test_rounding_errors_are_those_of_the_bits():
     weight = torch.randn(64, 128)
     x = torch.eye(128).bfloat16()
     for layer, worst in (
-        (Int8(weight.bfloat16(), None), 0.01),
-        (Int4(weight.bfloat16(), None), 0.1),
+        (int8(weight.bfloat16(), None), 0.01),
+        (int4(weight.bfloat16(), None), 0.1),
     ):
         again = torch.cat([layer(x[i : i + FEW_ROWS]) for i in range(0, len(x), FEW_ROWS)])
         assert (again.float().T - weight).norm() < worst * weight.norm()
@@ -42,11 +42,23 @@ def test_rounding_errors_are_those_of_the_bits():
         assert (layer(x) - again).abs().max() < 0.01 * weight.abs().max()
     # one outlier costs its own group alone
     weight[0, 0] = 50.0
-    again = Int4(weight.bfloat16(), None)(x).float().T
+    again = int4(weight.bfloat16(), None)(x).float().T
     assert (again - weight)[:, GROUP:].norm() < 0.1 * weight[:, GROUP:].norm()
 
 
-@pytest.mark.parametrize("kind", [Int8, Int4])
+def test_a_width_that_no_kernel_takes_keeps_8_bits():
+    weight, bias, x = torch.randn(24, 40), torch.randn(24), torch.randn(3, 40)
+    plain = torch.nn.functional.linear(x, weight, bias)
+    layer = Int8(weight.bfloat16(), bias.bfloat16())
+    assert layer.weight.dtype == torch.int8
+    assert (layer(x.bfloat16()).float() - plain).norm() < 0.02 * plain.norm()
+    model = make(arch="decoder", vocab_size=64, d_model=24, n_heads=2, d_ff=64).eval().bfloat16()
+    with torch.inference_mode():
+        pack(model, "int4")
+    assert isinstance(model.output, Int8)
+
+
+@pytest.mark.parametrize("kind", [int8, int4])
 def test_few_rows_and_many_give_the_same_with_a_bias_and_any_width(kind):
     layer = kind(torch.randn(40, 64).bfloat16(), torch.randn(40).bfloat16())
     x = torch.randn(5, 64).bfloat16()

@@ -167,7 +167,7 @@ def _source(prompts: Sequence[str], how: Form) -> Callable[[int, bool], Any] | N
         data = sys.stdin.buffer.read(LONGEST + 1)
         if len(data) > LONGEST:
             raise DataError(f"standard input: more than {LONGEST >> 20} MiB; shorten it")
-        prompts = [decode(data, "standard input")]
+        prompts = [decode(data, "standard input").removeprefix("\ufeff")]
     if prompts:
         return at_once([Prompt(text, {"prompt": text}) for text in prompts])
     if sys.stdin.isatty() and not how.jsonl:

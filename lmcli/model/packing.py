@@ -7,6 +7,8 @@ would be up to ten times slower than in bfloat16: these read a second, packed co
 weights. Shapes: O out, I in, G groups of a row.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -38,67 +40,83 @@ def packs(weight: Tensor) -> bool:
 
 
 class Int8(nn.Module):
-    """Rows of 8-bit whole numbers and a scale for each: w = scale * n."""
+    """Rows of 8-bit whole numbers, each with a scale, where no kernel is better: w = scale * n."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        scale = weight.float().abs().amax(1).clamp(min=1e-12) / 127
-        self.weight = (weight.float() / scale[:, None]).round().to(torch.int8)
-        self.scale, self.bias = scale.to(weight.dtype), bias
-        rounded = self.weight.float() * self.scale[:, None]
-        self.copy = Packed(rounded, bias) if packs(weight) else None
+        scale = (weight.float().abs().amax(1).clamp(min=1e-12) / 127).to(weight.dtype)
+        self.weight = (weight.float() / scale.float()[:, None]).round().clamp(-127, 127).char()
+        self.scale, self.bias = scale, bias
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        if self.copy is not None and len(rows) > FEW_ROWS:
-            return self.copy(x)  # type: ignore[no-any-return]
-        if x.device.type == "cpu":
-            out = torch._weight_int8pack_mm(rows, self.weight, self.scale).view(*x.shape[:-1], -1)
-        else:
-            out = (x @ self.weight.to(x.dtype).T) * self.scale
+        out = (x @ self.weight.to(x.dtype).T) * self.scale
         return out if self.bias is None else out + self.bias
 
 
-class Int4(nn.Module):
-    """Groups of GROUP weights in 4 bits, with a scale and an offset each: w = scale (n - 8) + zero.
+class FourBits(nn.Module):
+    """Numbers of 4 bits; those of a group share a scale and an offset: w = scale (n - 8) + offset.
 
-    Of each group's range that is tried, the one with the least squared error is kept.
+    `numbers` [O, K], `scale` and `offset` [O, G] in bfloat16's precision. Where K is `terms` times
+    the input's width, a weight is the sum of so many numbers.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(
+        self, numbers: Tensor, scale: Tensor, offset: Tensor, bias: Tensor | None, terms: int = 1
+    ) -> None:
         super().__init__()
-        self.n_out = len(weight)
-        weight = F.pad(weight, (0, 0, 0, -self.n_out % 16))  # rows that the kernel takes
-        n_out, n_in = weight.shape
-        groups = weight.float().view(n_out, n_in // GROUP, GROUP)
-        low, high = groups.amin(2, keepdim=True), groups.amax(2, keepdim=True)
-        least = torch.full_like(low, torch.inf)
-        numbers, scale, zero = groups, low, low
-        for shrink in (1.0, 0.95, 0.9, 0.85, 0.8):
-            step = ((high - low) * shrink / 15).clamp(min=1e-8).bfloat16().float()
-            middle = ((high + low) / 2 + step / 2).bfloat16().float()
-            tried = ((groups - middle) / step + 8).round().clamp(0, 15)
-            error = ((tried - 8) * step + middle - groups).square().sum(2, keepdim=True)
-            better = error < least
-            least = torch.where(better, error, least)
-            numbers = torch.where(better, tried, numbers)
-            scale, zero = torch.where(better, step, scale), torch.where(better, middle, zero)
-        both = torch.cat([scale, zero], 2).transpose(0, 1).contiguous()  # [G, O, 2]
-        self.scales = both.bfloat16()
-        flat = numbers.view(n_out, n_in).to(torch.int32)
-        self.weight = torch.ops.aten._convert_weight_to_int4pack_for_cpu(flat, 1)
-        self.bias = bias
-        rounded = ((numbers - 8) * scale + zero).view(n_out, n_in)[: self.n_out]
-        self.copy = Packed(rounded, bias) if packs(weight) else None
+        self.n_out, self.bias, self.terms = len(numbers), bias, terms
+        self.group = numbers.shape[1] // scale.shape[1]
+        rows = (0, 0, 0, -self.n_out % 16)  # added, since the kernel takes sixteen at a time
+        self.weight = torch.ops.aten._convert_weight_to_int4pack_for_cpu(
+            F.pad(numbers, rows).to(torch.int32), 1
+        )
+        both = F.pad(torch.stack([scale, offset]), rows).permute(2, 1, 0)  # [G, O, 2]
+        self.scales = both.bfloat16().contiguous()
+        groups = numbers.view(*scale.shape, -1) - 8
+        rounded = groups * scale[..., None] + offset[..., None]
+        rounded = rounded.view(self.n_out, terms, -1).sum(1)
+        self.copy = Packed(rounded, bias) if packs(rounded) else None
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         if self.copy is not None and len(rows) > FEW_ROWS:
             return self.copy(x)  # type: ignore[no-any-return]
+        if self.terms > 1:
+            rows = rows.repeat(1, self.terms)
         product = torch.ops.aten._weight_int4pack_mm_for_cpu
-        out: Tensor = product(rows, self.weight, GROUP, self.scales)[:, : self.n_out]
+        out: Tensor = product(rows, self.weight, self.group, self.scales)[:, : self.n_out]
         out = out.view(*x.shape[:-1], -1)
         return out if self.bias is None else out + self.bias
+
+
+def int8(weight: Tensor, bias: Tensor | None) -> FourBits:
+    """Whole numbers n = 16 high + low of -119 to 119, as two terms of 4 bits: torch's product of
+    8 bits computes for longer than memory takes to read."""
+    groups = weight.float().view(len(weight), -1, math.gcd(weight.shape[1], 256))
+    scale = (groups.abs().amax(2).clamp(min=1e-12) / 119).bfloat16().float()
+    numbers = (groups / scale[..., None]).round().clamp(-119, 119).flatten(1)
+    high = ((numbers + 8) / 16).floor()  # so that both are in -8 to 7
+    halves, scales = torch.cat([high, numbers - 16 * high], 1), torch.cat([16 * scale, scale], 1)
+    return FourBits(halves + 8, scales, torch.zeros_like(scales), bias, terms=2)
+
+
+def int4(weight: Tensor, bias: Tensor | None) -> FourBits:
+    """Groups of GROUP weights in 4 bits. Of each group's range that is tried, the one with the
+    least squared error is kept."""
+    groups = weight.float().view(len(weight), -1, GROUP)
+    low, high = groups.amin(2, keepdim=True), groups.amax(2, keepdim=True)
+    least = torch.full_like(low, torch.inf)
+    numbers, scale, offset = groups, low, low
+    for shrink in (1.0, 0.95, 0.9, 0.85, 0.8):
+        step = ((high - low) * shrink / 15).clamp(min=1e-8).bfloat16().float()
+        middle = ((high + low) / 2 + step / 2).bfloat16().float()
+        tried = ((groups - middle) / step + 8).round().clamp(0, 15)
+        error = ((tried - 8) * step + middle - groups).square().sum(2, keepdim=True)
+        better = error < least
+        least = torch.where(better, error, least)
+        numbers = torch.where(better, tried, numbers)
+        scale, offset = torch.where(better, step, scale), torch.where(better, middle, offset)
+    return FourBits(numbers.flatten(1), scale[..., 0], offset[..., 0], bias)
 
 
 @torch.no_grad()
@@ -111,9 +129,11 @@ def pack(model: Transformer, quantize: str = "none") -> None:
         return
 
     def packed(weight: Tensor, bias: Tensor | None) -> nn.Module:
-        if quantize == "int4" and not weight.shape[1] % GROUP:
-            return Int4(weight, bias)
-        return Packed(weight, bias) if quantize == "none" else Int8(weight, bias)
+        if quantize == "none":
+            return Packed(weight, bias)
+        if weight.device.type != "cpu" or weight.shape[1] % GROUP:
+            return Int8(weight, bias)
+        return int8(weight, bias) if quantize == "int8" else int4(weight, bias)
 
     for module in list(model.modules()):
         if isinstance(module, Block):

@@ -79,7 +79,7 @@ def test_line_feeds_end_a_line_or_are_escaped_or_stay(cli, tiny_copy):
 
 def test_all_of_standard_input_as_one_prompt(cli, tiny_copy):
     prompt = "The king\n\nsaid"
-    whole = cli("sample", "base", "--whole", "--seed", "5", input=prompt)
+    whole = cli("sample", "base", "--whole", "--seed", "5", input="\ufeff" + prompt)
     assert whole.code == 0 and whole.out == cli("sample", "base", prompt, "--seed", "5").out
     echoed = cli("sample", "base", "--whole", "--echo", "--seed", "5", input=prompt)
     assert echoed.out == prompt + whole.out
