@@ -14,6 +14,8 @@ from conftest import REPOSITORY
 
 from lmcli.artifacts import layout, manifest
 from lmcli.dataset.store import Dataset, StoreWriter
+from lmcli.text import tasks
+from lmcli.text.tasks import Template
 from lmcli.text.tokenizer import Tokenizer
 
 WHOLE = ("--val-fraction", 0, "--test-fraction", 0)
@@ -199,10 +201,17 @@ def test_several_fields_are_joined_by_line_ends(build):
 
 def test_prompts_and_completions_and_chats_are_recognised(build):
     chat = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "yes?"}]
-    write(a_jsonl=jsonl({"prompt": "p", "completion": "c"}, {"messages": chat}), v_jsonl="")
+    write(a_jsonl=jsonl({"prompt": "p", "completion": "c"}), c_jsonl=jsonl({"messages": chat}))
+    write(both_jsonl=jsonl({"messages": chat}, {"prompt": "p", "completion": "c"}))
     write(v_jsonl=jsonl({"prompt": "v", "completion": "w"}))
     assert build("a.jsonl", "--pairs", "--val", "v.jsonl", "--test-fraction", 0).code == 0
-    assert rows() == [("p", "c"), ("hello", "yes?")] and rows("val") == [("v", "w")]
+    assert rows() == [("p", "c")] and rows("val") == [("v", "w")]
+    # a template is around all pairs of a dataset or around none
+    mixed = build("both.jsonl", "--pairs", *WHOLE)
+    assert mixed.code == 65 and "both.jsonl:2: messages in some records only" in mixed.err
+    mixed = build("c.jsonl", "--pairs", "--val", "v.jsonl", "--test-fraction", 0)
+    assert mixed.code == 65 and "of some splits only" in mixed.err
+    assert build("c.jsonl", "--pairs", *WHOLE).code == 0 and rows() == [("hello", "yes?")]
 
 
 CHAT = [
@@ -243,6 +252,27 @@ def test_the_turns_of_a_chat_never_part(build):
     for split in layout.SPLITS:
         found = rows(split)
         assert found[1::2] == [(f"{source}amore", "b") for source, _ in found[::2]]
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        {"user": "User: {content}\n", "assistant": "Assistant: {content}\n"},
+        {"user": "{content}", "assistant": " so {content}<eos>"},
+        {"user": "<bos>ask {content}<pad><sep>", "assistant": "<bos> {content}<sep>"},
+    ],
+)
+def test_a_prompt_has_the_ids_of_a_turn_in_the_data(build, cli, template):
+    write(chat_json=json.dumps(template), a_jsonl=jsonl({"messages": CHAT[1:3]}))
+    data = str(REPOSITORY / "data" / "pairs-en-zh.tsv")
+    line = ["tokenizer", "train", data, "--text-key", "en", "--name", "own", "--vocab-size", "300"]
+    assert cli(*line, "--chat-template", "chat.json").code == 0
+    assert build("a.jsonl", "--pairs", *WHOLE, tokenizer="own").code == 0
+    dataset = Dataset.open(Path("artifacts/datasets/d"))
+    tokenizer = Tokenizer.load(dataset.path / layout.TOKENIZER)
+    around = Template.parse(tasks.template("decoder", "chat", tokenizer, template), tokenizer)
+    asked = around.prompt(tokenizer.encode("say <eos>"))
+    assert dataset.sources["train"].document(0).tolist() == [*asked, tokenizer.eos_id]
 
 
 @pytest.mark.parametrize("suffix", ["json", "toml"])

@@ -12,6 +12,7 @@ from lmcli.artifacts.manifest import Manifest
 from lmcli.config.data import PairConfig, SplitConfig
 from lmcli.dataset.build import Builder, apart, assemble, by_hash, deal, document_hash
 from lmcli.dataset.store import PAIR_COUNTS
+from lmcli.errors import DataError
 from lmcli.text.chat import Chat, Side
 from lmcli.text.pairs import Pair, PairReader, text_of
 from lmcli.text.readers import Reader
@@ -89,7 +90,7 @@ def build(
         builder = _Builder(pairs, folder, tokenizer, splits, progress)
         chat = Chat(template, tokenizer.special)
         held_out: dict[int, str] = {}
-        chats = False
+        kinds = set[bool | None]()
         for split in ("val", "test", "train"):
             if split in readers:
                 reader = PairReader(readers[split], pairs, chat)
@@ -97,7 +98,9 @@ def build(
                 dealt = by_hash(found, shares) if split == "train" else zip(repeat(split), found)
                 builder.run(dealt)
                 builder.dropped[split]["empty"] += reader.empty
-                chats = chats or reader.chats
+                kinds |= {reader.chats} - {None}
+        if len(kinds) > 1:
+            raise DataError("messages in the records of some splits only; make two datasets")
         for split, reasons in builder.dropped.items():
             if reasons.total():
                 said = ", ".join(f"{n:,} by {reason}" for reason, n in reasons.items() if n)
@@ -105,7 +108,7 @@ def build(
         total = sum(builder.dropped.values(), Counter[str]())
         dropped = {reason: total[reason] for reason in REASONS}
         facts = builder.facts(PAIR_COUNTS)
-        return {"split_rule": "hash", "dropped": dropped, "chat": chats, **facts}
+        return {"split_rule": "hash", "dropped": dropped, "chat": True in kinds, **facts}
 
     everyone = [reader for each in readers.values() for reader in each]
     return assemble(path, tokenizer_path, everyone, recorded, fill)

@@ -32,21 +32,23 @@ def read_template(path: Path) -> dict[str, str]:
     return template
 
 
+def spelled(text: str, special: Mapping[str, int]) -> Side:
+    """A template's text, in which the names of special tokens are these."""
+    names = sorted(special, key=len, reverse=True)
+    pattern = f"({'|'.join(map(re.escape, names))})"
+    return [special.get(run, run) for run in re.split(pattern, text) if run]
+
+
 class Chat:
     """A template for a tokenizer with these special tokens.
 
-    Those that the template spells become ids; those that a turn's content spells stay text.
+    Those that the template spells become ids; those that a turn's content spells stay text. What
+    stands between two contents is a run of its own, as around the source of a prompt.
     """
 
     def __init__(self, template: Mapping[str, str], special: Mapping[str, int]) -> None:
-        names = sorted(special, key=len, reverse=True)
-        pattern = f"({'|'.join(map(re.escape, names))})"
-
-        def literal(text: str) -> Side:
-            return [special.get(run, run) for run in re.split(pattern, text) if run]
-
         turns = {role: text.partition("{content}") for role, text in template.items()}
-        self._turns = {role: (literal(a), literal(b)) for role, (a, _, b) in turns.items()}
+        self._turns, self._special = {role: (a, b) for role, (a, _, b) in turns.items()}, special
 
     def replies(self, messages: Any, where: str) -> Iterator[tuple[Side, Side]]:
         """(everything before it, the reply) for each turn of the assistant.
@@ -56,16 +58,17 @@ class Chat:
         if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
             raise DataError(f"{where}: messages is not a list of objects with role and content")
         before: Side = []
-        said = False
+        said, after = False, ""
         for message in messages:
             role, content = (field_of(message, k, "messages", where) for k in ("role", "content"))
             if role not in self._turns:
                 known = ", ".join(self._turns)
                 raise DataError(f"{where}: no role {role!r} in the chat template, only {known}")
             head, tail = self._turns[role]
-            before, turn = before + head, [content, *tail]
+            before = before + spelled(after + head, self._special)
             if role == "assistant":
-                yield (before, turn) if said and content.strip() else ([], [])
-            before, said = before + turn, said or bool(content.strip())
+                reply = [content, *spelled(tail, self._special)]
+                yield (before, reply) if said and content.strip() else ([], [])
+            before, after, said = [*before, content], tail, said or bool(content.strip())
         if all(message["role"] != "assistant" for message in messages):
             yield [], []

@@ -32,6 +32,7 @@ class Pair(Piece):
     NOUN: ClassVar[str] = "source"
     source: Side
     target: Side
+    chat: bool = False
 
     @property
     def size(self) -> int:
@@ -40,23 +41,28 @@ class Pair(Piece):
 
 class PairReader:
     """The pairs of a split; `empty` counts those with a blank side, which are dropped, and `chats`
-    says whether any came out of a chat.
+    says whether they come out of chats.
 
     `readers` are those of the sources and of the targets, or one of records.
     """
 
     def __init__(self, readers: Sequence[Reader], config: PairConfig, chat: Chat) -> None:
         self.readers, self.config, self._chat = readers, config, chat
-        self.empty, self.chats = 0, False
+        self.empty = 0
+        self.chats: bool | None = None
 
     def pairs(self) -> Iterator[Pair]:
         """Every pair with text on both sides, in order."""
         read = self._parallel if len(self.readers) == 2 else self._records
         for pair in read(*self.readers):
-            if text_of(pair.source).strip() and text_of(pair.target).strip():
+            if not text_of(pair.source).strip() or not text_of(pair.target).strip():
+                self.empty += 1
+            elif self.chats in (None, pair.chat):
+                self.chats = pair.chat
                 yield pair
             else:
-                self.empty += 1
+                said = f"{pair.where}: messages in some records only; make two datasets of them"
+                self.readers[0].skip(DataError(said))
 
     def _parallel(self, source: Reader, target: Reader) -> Iterator[Pair]:
         for path in itertools.chain(source.paths, target.paths):
@@ -114,10 +120,10 @@ class PairReader:
         """The pairs of a record; those of a chat all go by the first of them."""
         keys = self.config.keys
         if not keys and "messages" in record:
-            opening, self.chats = "", True
+            opening = ""
             for source, target in self._chat.replies(record["messages"], where):
                 opening = opening or text_of(source)
-                yield _pair(source, target, where, opening)
+                yield _pair(source, target, where, opening, chat=True)
             return
         if not keys and not {"prompt", "completion"} <= record.keys():
             raise DataError(
@@ -131,15 +137,14 @@ class PairReader:
         yield _pair([texts[0]], [texts[1]], where)
 
 
-def _pair(source: Side, target: Side, where: str, text: str = "") -> Pair:
+def _pair(source: Side, target: Side, where: str, text: str = "", chat: bool = False) -> Pair:
     runs, learned = _runs(source, where), _runs(target, where)
-    return Pair(text or text_of(source), where, source=runs, target=learned)
+    return Pair(text or text_of(source), where, source=runs, target=learned, chat=chat)
 
 
 def _runs(side: Side, where: str) -> Side:
-    """A side with its neighbouring texts joined and cut for the tokenizer."""
+    """A side with its texts cut for the tokenizer."""
     runs: Side = []
-    for is_text, group in itertools.groupby(side, lambda run: isinstance(run, str)):
-        part = list(group)
-        runs += cut("".join(map(str, part)), where) if is_text else part
+    for run in side:
+        runs += cut(run, where) if isinstance(run, str) else [run]
     return runs

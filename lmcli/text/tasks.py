@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from lmcli.errors import UsageError
+from lmcli.text.chat import spelled
 from lmcli.text.tokenizer import Tokenizer
 
 
@@ -39,7 +40,7 @@ class Template:
 
     @classmethod
     def parse(cls, text: str, tokenizer: Tokenizer) -> "Template":
-        """Of a text with `{source}` in it, in which `<sep>` and its like are special tokens.
+        """Of a text with `{source}` in it, in which the names of special tokens are these.
 
         `{target}` may stand at the end. Raises UsageError for anything else.
         """
@@ -75,13 +76,13 @@ def template(
 
 
 def encode(text: str, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The ids of a template's text, in which <sep>, <eos> and <bos> are the special tokens."""
+    """The ids of a template's text, in which the tokenizer's special tokens are these."""
     ids: list[int] = []
-    for part in re.split("(<sep>|<eos>|<bos>)", text):
-        if part in tokenizer.special:
-            ids.append(tokenizer.special[part])
-        elif part in ("<sep>", "<eos>", "<bos>"):
-            raise UsageError(f"the template has {part}, but the tokenizer has no such token")
+    for run in spelled(text, tokenizer.special):
+        if isinstance(run, int):
+            ids.append(run)
+        elif missing := re.search("<sep>|<eos>|<bos>", run):
+            raise UsageError(f"the template has {missing[0]}, but the tokenizer has no such token")
         else:
-            ids += tokenizer.encode(part)
+            ids += tokenizer.encode(run)
     return tuple(ids)
