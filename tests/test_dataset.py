@@ -123,3 +123,9 @@ def test_a_context_longer_than_the_split_is_refused(tmp_path):
     assert Windows(store, 15, 0).parts(0, 2)[0].input_ids.shape == (2, 15)
     with pytest.raises(DataError, match=r"--context-length 16 needs 17 tokens.*split has 16"):
         Windows(store, 16, 0)
+
+
+def test_what_an_encoder_reads_of_a_text_leaves_room_for_its_eos(tmp_path):
+    store = make_store(tmp_path, [list(range(4, 40))])
+    widths = [Windows(store, 8, 3, 2).parts(i, 2)[0].source_ids.shape[1] for i in range(64)]
+    assert set(widths) == set(range(2, 9))

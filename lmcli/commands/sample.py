@@ -103,7 +103,7 @@ def command(
     how = Form(**form)
     config = generation(given, {})
     settings = _grid(grid, given)
-    _check(how, config, bool(prompts), bool(grid))
+    _check(how, config, bool(prompts), bool(grid), bool(choices or choices_file))
     if choices_file:
         from lmcli.text.segments import lines as lines_of
 
@@ -126,16 +126,12 @@ def command(
         return
     sampler = Sampler(loaded, config, lines, stop, choices)
     if take is None:
-        _talk(sampler, how)
-        return
-    shown = _Shown(how) if how.stream else None
-    for prompt, completions in sampler.stream(take, shown):
-        for done in completions:
-            if shown is None or not done.logprobs:
-                _answer(sampler, prompt, done, how)
+        _talk(sampler, how, streams=config.num_beams == 1)
+    else:
+        _answer_all(sampler, take, how, how.stream)
 
 
-def _check(how: Form, config: GenerationConfig, prompts: bool, grid: bool) -> None:
+def _check(how: Form, config: GenerationConfig, prompts: bool, grid: bool, choices: bool) -> None:
     """Refuses what does not go together."""
     for flags, wrong in {
         "--whole reads standard input": how.whole and prompts,
@@ -146,6 +142,10 @@ def _check(how: Form, config: GenerationConfig, prompts: bool, grid: bool) -> No
         "--stream shows draws; --num-beams knows its text at the end": how.stream
         and config.num_beams > 1,
         "--grid prints a table at the end; leave --stream out": how.stream and grid,
+        "--grid compares prompts: give some": grid
+        and not (prompts or how.whole or how.jsonl)
+        and sys.stdin.isatty(),
+        "a choice is written whole; leave --max-length out": choices and config.max_length,
     }.items():
         if wrong:
             raise UsageError(flags)
@@ -207,13 +207,25 @@ def _answer(sampler: "Sampler", prompt: "Prompt", done: "Completion", how: Form)
     console.answer(json.dumps(record, ensure_ascii=False))
 
 
+def _answer_all(
+    sampler: "Sampler", take: Callable[[int, bool], Any], how: Form, streams: bool
+) -> None:
+    """Every completion, as it grows where it `streams`."""
+    shown = _Shown(how, bool(sampler.stop_ids)) if streams else None
+    for prompt, completions in sampler.stream(take, shown):
+        for done in completions:
+            if shown is None or not done.logprobs:
+                _answer(sampler, prompt, done, how)
+
+
 class _Shown:
     """Prints a text as it grows; called with all of it that can be shown."""
 
-    def __init__(self, how: Form) -> None:
-        self.how, self.shown, self.begun = how, "", False
+    def __init__(self, how: Form, lines: bool) -> None:
+        self.how, self.lines, self.shown, self.begun = how, lines, "", False
 
     def __call__(self, prompt: "Prompt", text: str, final: bool) -> None:
+        text = text.replace("\r", "") if self.lines else text
         if not self.begun and self.how.echo:
             console.answer(_plain(prompt.text, self.how.escape), end="")
         self.begun = not final
@@ -224,7 +236,7 @@ class _Shown:
             console.answer("")
 
 
-def _talk(sampler: "Sampler", how: Form) -> None:
+def _talk(sampler: "Sampler", how: Form, streams: bool) -> None:
     """Asks for prompts on a terminal until its input ends; Ctrl-C ends a completion."""
     from lmcli.runs.sample import Prompt, at_once
 
@@ -241,8 +253,7 @@ def _talk(sampler: "Sampler", how: Form) -> None:
             print(file=sys.stderr)
             return
         try:
-            for _ in sampler.stream(at_once([prompt]), _Shown(how)):
-                pass
+            _answer_all(sampler, at_once([prompt]), how, streams)
         except KeyboardInterrupt:
             console.answer("")
 

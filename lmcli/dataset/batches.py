@@ -120,7 +120,8 @@ class Windows(Batches):
         if self.prefix_eos is not None:
             cut = 1 + mix(self.seed, index, 2) % self.context_length
             eos = np.full((len(rows), 1), self.prefix_eos)
-            source = np.concatenate([rows[:, :cut], eos], axis=1)
+            read = rows[:, max(0, cut + 1 - self.context_length) : cut]  # room for its <eos>
+            source = np.concatenate([read, eos], axis=1)
             targets = rows[:, cut:].copy()
             inputs = np.concatenate([eos, targets[:, :-1]], axis=1)
         positions = np.arange(targets.shape[1])[None, :]

@@ -137,7 +137,7 @@ def pack(examples: Sequence[Example], width: int, eos_id: int, pad_id: int) -> B
 def _even(rows: int) -> int:
     """At least three quarters of `rows`, a multiple of 32 where there are many: oneDNN prepares a
     product for each new number of tokens, in a third of the time for such ones."""
-    return rows - rows % min(32, 2 ** max(0, (rows // 4).bit_length() - 1))
+    return rows - rows % min(32, 1 << max(0, (rows // 4).bit_length() - 1))
 
 
 class Pairs(Batches):
@@ -146,16 +146,22 @@ class Pairs(Batches):
     The order is cut into pools of POOL pairs; a pool is sorted by target and source length and cut
     into batches, whose order is then drawn. A batch holds `batch_size` pairs or, where
     `batch_tokens` is set, as many as have at most that many tokens on their longer side, padding
-    included.
+    included unless they are packed; of `even` batches `_even` so many.
     """
 
     def __init__(
-        self, reader: Examples, seed: int, batch_tokens: int, pack: bool, pad_id: int
+        self,
+        reader: Examples,
+        seed: int,
+        batch_tokens: int,
+        pack: bool,
+        pad_id: int,
+        even: bool = True,
     ) -> None:
         if not len(reader):
             raise DataError("the train split has no pairs")
         self.reader, self.seed, self.batch_tokens = reader, seed, batch_tokens
-        self.pack, self.pad_id = pack, pad_id
+        self.pack, self.pad_id, self.even = pack, pad_id, even and not pack
         # Safe to share with the thread that reads ahead.
         self._batches = functools.lru_cache(1)(self._epoch)
         self._n_batches = functools.cache(lambda *which: len(self._batches(*which)))
@@ -178,8 +184,8 @@ class Pairs(Batches):
                     padded = np.maximum.accumulate(lengths) * np.arange(1, len(lengths) + 1)
                     sizes = lengths.cumsum() if self.pack else padded
                     most = max(1, int((sizes <= self.batch_tokens).sum()))
-                    is_rest = self.pack or first + most == len(pool)
-                    last = first + (most if is_rest else _even(most))
+                    is_rest = first + most == len(pool)
+                    last = first + (_even(most) if self.even and not is_rest else most)
                 found.append(pool[first:last])
                 first = last
         shuffled = permute(mix(key, 1), len(found), np.arange(len(found)))

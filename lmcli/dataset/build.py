@@ -230,7 +230,7 @@ def assemble(
             **recorded,
             "vocab_size": tokenizer.vocab_size,
             "eos_id": tokenizer.eos_id,
-            "order": order.NAME,
+            "order": order.OF_PAIRS if recorded.get("form") == "pairs" else order.NAME,
             "skipped": sum(reader.skipped for reader in readers),
             **came,
         }

@@ -130,7 +130,7 @@ class Dataset:
     def open(cls, path: Path, hashes: bool = False) -> "Dataset":
         """Raises DataError (incomplete, truncated; with `hashes` any change) or MismatchError."""
         found = manifest.read(path, "dataset", hashes)
-        if found.config["order"] != order.NAME:
+        if found.config["order"] not in (order.NAME, order.OF_PAIRS):
             raise MismatchError(
                 f"{path}: this lmcli does not know its order; upgrade or rebuild it"
             )

@@ -104,7 +104,7 @@ def choose(logits: Tensor, config: GenerationConfig, draws: Tensor) -> Tensor:
     """Next ids [R] from logits [R, V] and uniform draws [R] (float64)."""
     if config.temperature == 0:
         return logits.argmax(dim=-1)
-    logits = logits.double()
+    logits = (logits.cpu() if logits.device.type == "mps" else logits).double()
     # relative to the largest first: a tiny temperature then sends the others to -inf, not to NaN
     logits = (logits - logits.amax(dim=-1, keepdim=True)) / config.temperature
     logits = keep_top_p(keep_top_k(logits, config.top_k), config.top_p)

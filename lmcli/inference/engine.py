@@ -113,16 +113,16 @@ class Engine:
                 for request in found or ():
                     opened.append(self._prompt(request, config))
                     waiting += [Row(opened[-1], sample) for sample in range(opened[-1].left)]
+            while opened and not opened[0].left:
+                best = sorted(opened.popleft().done, key=lambda scored: -scored[0])
+                done = [completion for _, completion in best] or [Completion([], [], "length")]
+                yield (done + done[-1:] * n)[:n]  # the last again where there are fewer
             if starting := self._next(waiting, batch, config.batch_size, room):
                 batch.add(starting)
                 gone = set(starting)
                 waiting = [row for row in waiting if row not in gone]
             if batch.rows:
                 search.step(batch)
-            while opened and not opened[0].left:
-                best = sorted(opened.popleft().done, key=lambda scored: -scored[0])
-                done = [completion for _, completion in best] or [Completion([], [], "length")]
-                yield (done + done[-1:] * n)[:n]  # the last again where there are fewer
 
     def _prompt(self, request: Request, config: GenerationConfig) -> Prompt:
         ids, limit = request.ids, config.max_new_tokens
@@ -164,8 +164,8 @@ class Engine:
         prompt = torch.tensor([self.fit_prompt(ids)], device=self.device)
         start = torch.tensor([[self.eos_id]], device=self.device)
         hidden = self.model(start, source_ids=prompt) if self.has_encoder else self.model(prompt)
-        logits = self.model.logits(hidden[0, -1]).double()
-        return logits.log_softmax(-1).cpu().numpy()
+        logits = self.model.logits(hidden[0, -1]).cpu().double()
+        return logits.log_softmax(-1).numpy()
 
     @torch.inference_mode()
     def attention(self, ids: Sequence[int], source: Sequence[int] | None = None) -> np.ndarray:
@@ -185,7 +185,7 @@ class Engine:
         finally:
             for layer in layers:
                 layer.watch = None
-        return torch.cat(seen).double().cpu().numpy()
+        return torch.cat(seen).cpu().double().numpy()
 
     @torch.inference_mode()
     def score(

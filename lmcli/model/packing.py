@@ -17,6 +17,7 @@ from lmcli.model.transformer import Block, Transformer
 
 GROUP = 32  # weights that share a scale and an offset in 4 bits
 FEW_ROWS = 2  # for which fewer bytes are faster
+ROWS = 4096  # of a large vocabulary that are rounded at a time
 
 
 class Packed(nn.Module):
@@ -40,42 +41,59 @@ def packs(weight: Tensor) -> bool:
 
 
 class Int8(nn.Module):
-    """Rows of 8-bit whole numbers, each with a scale, where no kernel is better: w = scale * n."""
+    """Rows of 8-bit whole numbers, each with a scale, where no kernel takes fewer: w = scale * n.
+
+    On a CPU in bfloat16 again; elsewhere widened at each call, which saves memory and not time.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        scale = (weight.float().abs().amax(1).clamp(min=1e-12) / 127).to(weight.dtype)
-        self.weight = (weight.float() / scale.float()[:, None]).round().clamp(-127, 127).char()
-        self.scale, self.bias = scale, bias
+        scale = (weight.float().abs().amax(1, keepdim=True).clamp(min=1e-12) / 127).to(weight)
+        numbers = (weight.float() / scale.float()).round().clamp(-127, 127)
+        self.copy = Packed(numbers * scale.float(), bias) if packs(weight) else None
+        self.weight = None if self.copy else numbers.to(torch.int8)
+        self.scale, self.bias = scale[:, 0], bias
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.weight is None:
+            return self.copy(x)  # type: ignore[no-any-return, misc]
         out = (x @ self.weight.to(x.dtype).T) * self.scale
         return out if self.bias is None else out + self.bias
 
 
 class FourBits(nn.Module):
-    """Numbers of 4 bits; those of a group share a scale and an offset: w = scale (n - 8) + offset.
+    """Weights of 8 or 4 `bits` as numbers of 4; those of a group share a scale and an offset:
+    w = scale (n - 8) + offset.
 
-    `numbers` [O, K], `scale` and `offset` [O, G] in bfloat16's precision. Where K is `terms` times
-    the input's width, a weight is the sum of so many numbers.
+    8 bits are the sum of two such numbers, and the input comes twice: torch's product of 8 bits
+    computes for longer than memory takes to read.
     """
 
-    def __init__(
-        self, numbers: Tensor, scale: Tensor, offset: Tensor, bias: Tensor | None, terms: int = 1
-    ) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, bits: int) -> None:
         super().__init__()
-        self.n_out, self.bias, self.terms = len(numbers), bias, terms
+        self.n_out, self.terms, self.bias = len(weight), bits // 4, bias
+        round_ = _eight_bits if bits == 8 else _four_bits
+        parts = [round_(rows.float()) for rows in torch.split(weight, ROWS)]
+        numbers, scale, offset = map(torch.cat, zip(*parts, strict=True))
         self.group = numbers.shape[1] // scale.shape[1]
-        rows = (0, 0, 0, -self.n_out % 16)  # added, since the kernel takes sixteen at a time
+        added = (0, 0, 0, -self.n_out % 16)  # rows, since the kernel takes sixteen at a time
         self.weight = torch.ops.aten._convert_weight_to_int4pack_for_cpu(
-            F.pad(numbers, rows).to(torch.int32), 1
+            F.pad(numbers, added).to(torch.int32), 1
         )
-        both = F.pad(torch.stack([scale, offset]), rows).permute(2, 1, 0)  # [G, O, 2]
+        both = F.pad(torch.stack([scale, offset]), added).permute(2, 1, 0)  # [G, O, 2]
         self.scales = both.bfloat16().contiguous()
-        groups = numbers.view(*scale.shape, -1) - 8
-        rounded = groups * scale[..., None] + offset[..., None]
-        rounded = rounded.view(self.n_out, terms, -1).sum(1)
-        self.copy = Packed(rounded, bias) if packs(rounded) else None
+        self.copy = None
+        if packs(weight):
+            by_rows = zip(
+                *(torch.split(part, ROWS) for part in (numbers, scale, offset)), strict=True
+            )
+            again = torch.cat([self._weights(*part).bfloat16() for part in by_rows])
+            self.copy = Packed(again, bias)
+
+    def _weights(self, numbers: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
+        groups = numbers.view(*scale.shape, -1).float() - 8
+        weights = groups * scale[..., None] + offset[..., None]
+        return weights.view(len(numbers), self.terms, -1).sum(1)
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
@@ -89,21 +107,22 @@ class FourBits(nn.Module):
         return out if self.bias is None else out + self.bias
 
 
-def int8(weight: Tensor, bias: Tensor | None) -> FourBits:
-    """Whole numbers n = 16 high + low of -119 to 119, as two terms of 4 bits: torch's product of
-    8 bits computes for longer than memory takes to read."""
-    groups = weight.float().view(len(weight), -1, math.gcd(weight.shape[1], 256))
+Rounded = tuple[Tensor, Tensor, Tensor]  # numbers 0 to 15 [O, K]; scale and offset [O, G]
+
+
+def _eight_bits(weight: Tensor) -> Rounded:
+    """-119 to 119 as 16 high + low, both in -8 to 7: [O, I] -> numbers [O, 2 I]."""
+    groups = weight.view(len(weight), -1, math.gcd(weight.shape[1], 256))
     scale = (groups.abs().amax(2).clamp(min=1e-12) / 119).bfloat16().float()
     numbers = (groups / scale[..., None]).round().clamp(-119, 119).flatten(1)
-    high = ((numbers + 8) / 16).floor()  # so that both are in -8 to 7
+    high = ((numbers + 8) / 16).floor()
     halves, scales = torch.cat([high, numbers - 16 * high], 1), torch.cat([16 * scale, scale], 1)
-    return FourBits(halves + 8, scales, torch.zeros_like(scales), bias, terms=2)
+    return (halves + 8).to(torch.uint8), scales, torch.zeros_like(scales)
 
 
-def int4(weight: Tensor, bias: Tensor | None) -> FourBits:
-    """Groups of GROUP weights in 4 bits. Of each group's range that is tried, the one with the
-    least squared error is kept."""
-    groups = weight.float().view(len(weight), -1, GROUP)
+def _four_bits(weight: Tensor) -> Rounded:
+    """Of the ranges of a group of GROUP that are tried, the one with the least squared error."""
+    groups = weight.view(len(weight), -1, GROUP)
     low, high = groups.amin(2, keepdim=True), groups.amax(2, keepdim=True)
     least = torch.full_like(low, torch.inf)
     numbers, scale, offset = groups, low, low
@@ -116,7 +135,7 @@ def int4(weight: Tensor, bias: Tensor | None) -> FourBits:
         least = torch.where(better, error, least)
         numbers = torch.where(better, tried, numbers)
         scale, offset = torch.where(better, step, scale), torch.where(better, middle, offset)
-    return FourBits(numbers.flatten(1), scale[..., 0], offset[..., 0], bias)
+    return numbers.flatten(1).to(torch.uint8), scale[..., 0], offset[..., 0]
 
 
 @torch.no_grad()
@@ -133,7 +152,7 @@ def pack(model: Transformer, quantize: str = "none") -> None:
             return Packed(weight, bias)
         if weight.device.type != "cpu" or weight.shape[1] % GROUP:
             return Int8(weight, bias)
-        return int8(weight, bias) if quantize == "int8" else int4(weight, bias)
+        return FourBits(weight, bias, 8 if quantize == "int8" else 4)
 
     for module in list(model.modules()):
         if isinstance(module, Block):

@@ -17,6 +17,7 @@ from lmcli.config.model import ModelConfig
 from lmcli.config.training import CHANGEABLE, Asked, TrainingConfig
 from lmcli.config.tuning import TuningConfig
 from lmcli.config.units import parse_duration
+from lmcli.dataset import order
 from lmcli.dataset.batches import Batches, Windows
 from lmcli.dataset.buckets import Examples, Pairs
 from lmcli.dataset.store import Dataset
@@ -123,7 +124,9 @@ class RunConfig:
         if which != "mean":
             return [folder], state, manifest.read(folder, "checkpoint").id
         steps = [s for s in checkpoint.list_steps(run) if s] or [0]  # 0 is what it began with
-        folders = [layout.checkpoint(run, step) for step in steps[-n:]]
+        folders = [
+            layout.checkpoint(run, step) for step in steps[-(n or self.training.keep_last) :]
+        ]
         for each in folders:
             checkpoint.read_state(run, each)
         ids = [manifest.read(each, "checkpoint").id for each in folders]
@@ -165,9 +168,9 @@ class RunConfig:
         """What the run is trained on, from the dataset's train split."""
         if dataset.sources:
             reader, training = self.reader(dataset, "train", tokenizer), self.training
-            return Pairs(
-                reader, training.seed, training.batch_tokens, training.pack, tokenizer.pad_id
-            )
+            even = dataset.manifest.config["order"] == order.OF_PAIRS
+            size, pad = training.batch_tokens, tokenizer.pad_id
+            return Pairs(reader, training.seed, size, training.pack, pad, even)
         prefix = tokenizer.eos_id if self.model.arch == "encoder-decoder" else None
         length = self.model.context_length
         return Windows(dataset.splits["train"], length, self.training.seed, prefix)
@@ -229,6 +232,12 @@ def plan(root: Path, asked: Asked, say: bool = True) -> tuple[RunConfig, Dataset
         given = _for_pairs(given, model, tokenizer, before, dataset)
     elif only := [key for key in FOR_PAIRS if given.get(key) not in (None, 0, "loss", "pass@1")]:
         raise UsageError(f"{fields.flag(only[0])} is for pairs, but {data} is plain text")
+    if "val" not in dataset.splits:
+        for key in ("patience", "best_by", "eval_prompt"):
+            if given.get(key) not in (None, 0, "loss"):
+                raise UsageError(
+                    f"{fields.flag(key)} goes by validation, but {data} has no val split"
+                )
     tuning = fields.pick(TuningConfig, given)
     if tokens:  # as many as the dial says, whatever batch was asked for
         rows = given.get("batch_size", usual["batch_size"])
@@ -272,6 +281,8 @@ def _for_pairs(
     but a chat has a template of its own."""
     task, facts = given.get("task") or before.task, dataset.manifest.config
     chat = facts["chat_template"] if facts.get("chat") else None
+    if chat and given.get("template"):
+        raise UsageError("--template: the chats of this dataset have that of their tokenizer")
     text = given.get("template") or (None if chat else before.template)
     text = text or tasks.template(model.arch, task, tokenizer, chat)
     tasks.Template.parse(text, tokenizer)

@@ -293,8 +293,9 @@ def validation(
     prompt, template = training.eval_prompt, stored.template(tokenizer)
 
     def write(engine: Engine, prompts: list[str], how: GenerationConfig) -> list[str]:
-        ids = [tokenizer.encode(text) for text in prompts]
-        done = engine.generate(list(map(template.prompt, ids)), how)
+        room = engine.room(how.max_new_tokens) if template.before or template.after else None
+        ids = [template.prompt(tokenizer.encode(text), room) for text in prompts]
+        done = engine.generate(ids, how)
         return [tokenizer.decode(completions[0].ids) for completions in done]
 
     def evaluate(model: Transformer, step: int, say: Callable[[str], None]) -> dict[str, float]:

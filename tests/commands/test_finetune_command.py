@@ -200,6 +200,18 @@ def test_the_mean_of_the_last_checkpoints_is_used(cli, root):
     assert last.checkpoint_id != load(root, "m").checkpoint_id
 
 
+def test_the_mean_of_a_run_that_was_not_told_so_leaves_the_best_out(cli, root):
+    line = ["finetune", "--from", "one", "--data", "pairs", "--name", "m", "--eval-every", "1"]
+    assert cli(*line, "--steps", "4", "--save-every", "1", "--lr", "10", "--no-tune").code == 0
+    steps = sorted(int(p.name[5:]) for p in (root / "runs/m/checkpoints").glob("step-*"))
+    assert len([step for step in steps if step]) > 2 and steps[-2:] == [3, 4]
+    from lmcli.runs.load import load
+
+    for name, value in load(root, "m", "mean").engine.model.state_dict().items():
+        parts = [weights(root, "m", step)[name] for step in (3, 4)]
+        torch.testing.assert_close(value, sum(parts) / 2)
+
+
 def test_what_a_run_began_with_is_no_part_of_the_mean(cli, root):
     line = ["finetune", "--from", "one", "--data", "pairs", "--name", "m", "--average-last", "9"]
     assert cli(*line, "--steps", "4", "--save-every", "2", "--lr", "0.01").code == 0
@@ -223,6 +235,13 @@ def test_a_chat_is_asked_as_it_was_trained_whatever_the_run_before_read(cli, roo
     assert cli("finetune", "--from", "q", "--data", "chat", "--name", "c", "--steps", "1").code == 0
     config = json.loads((root / "runs/c/config.json").read_text())
     assert config["tuning"]["template"] == "{source}<sep>{target}"
+    line = ["finetune", "--from", "one", "--data", "chat", "--name", "d"]
+    refused = cli(*line, "--template", tmp_path / "t.txt")
+    assert refused.code == 2 and "--template: the chats" in refused.err
+    for flags in (("--patience", "2"), ("--best-by", "bleu"), ("--eval-prompt", "ab")):
+        refused = cli(*line, *flags)  # nothing was held out
+        assert refused.code == 2 and f"{flags[0]} goes by validation" in refused.err
+    assert not (root / "runs/d").exists()
 
 
 def test_a_template_is_kept_in_the_run_and_wraps_what_it_is_asked(cli, root, tmp_path):

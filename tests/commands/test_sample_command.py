@@ -131,6 +131,15 @@ def test_what_streams_is_what_is_said_at_once_and_never_half_a_character(
     assert not any("\ufffd" in piece for piece in pieces[-8:])  # those of the choice
 
 
+def test_lines_that_stream_stay_in_order(cli, tiny_copy):
+    lines = "\nThe king\n\n\n\nA\n\n"
+    flags = ("--seed", "2", "--max-new-tokens", "8")
+    assert (
+        cli("sample", "base", *flags, "--stream", input=lines).out
+        == cli("sample", "base", *flags, input=lines).out
+    )
+
+
 def test_filters_that_leave_one_token_are_greedy(cli, tiny_copy):
     greedy, _ = text_of(cli, *GREEDY)
     for flags in (("--top-k", "1"), ("--top-p", "1e-9"), ("--min-p", "1")):
@@ -202,6 +211,7 @@ def test_a_prompt_longer_than_the_context_keeps_its_end(cli, tiny_copy):
         (("x", "--stop", ""), "an empty text"),
         (("x", "--top-p", "0"), "--top-p must be above 0"),
         (("x", "--choice", "a" * 99), "fills the context"),
+        (("x", "--choice", "a", "--max-length", "3"), "a choice is written whole"),
     ],
 )
 def test_what_does_not_go_together_is_one_sentence(cli, tiny_copy, flags, says):
@@ -225,14 +235,21 @@ def test_each_line_is_answered_before_the_next_comes(tiny_copy):
         assert process.stdout.read() == b"" and process.wait(60) == 0
 
 
+def test_a_grid_on_a_terminal_wants_prompts(cli, tiny_copy, monkeypatch):
+    monkeypatch.setattr("conftest._Stdin.isatty", lambda self: True)
+    refused = cli("sample", "base", "--grid", "temperature=0,1")
+    assert refused.code == 2 and "--grid compares prompts" in refused.err
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a terminal")
-def test_on_a_terminal_it_asks_answers_and_ends(cli, tiny_copy):
+@pytest.mark.parametrize("flags", [GREEDY, ("--num-beams", "2", "--max-new-tokens", "24")])
+def test_on_a_terminal_it_asks_answers_and_ends(cli, tiny_copy, flags):
     """A real process on a real terminal: two prompts, then the end of input."""
     import pty
 
-    wanted = cli("sample", "base", "The", *GREEDY).out.split("\n")[0]
+    wanted = cli("sample", "base", "The", *flags).out.split("\n")[0]
     ours, theirs = pty.openpty()
-    line = [sys.executable, "-m", "lmcli", "sample", "base", *GREEDY]
+    line = [sys.executable, "-m", "lmcli", "sample", "base", *flags]
     process = subprocess.Popen(line, stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
     seen, asked = b"", 0
