@@ -10,6 +10,7 @@
 #   tokenized     against references treated likewise, no further tokenizer: as papers score it
 #   detokenized   by sacremoses, against the published references: sacrebleu's 13a, case-insensitive
 # The checkpoint is the best on val; test is not looked at before. Again: what is trained stays.
+# Exit code 1 where three seeds or more of German have a mean below 41.0 (41.02 was published).
 set -eu
 
 case "${1-}" in de | fr) target=$1 ;; *) echo "usage: $0 de|fr" >&2 && exit 2 ;; esac
@@ -26,7 +27,7 @@ tiny="--preset transformer-tiny --norm-position pre"
 # Ten blocks have the parameters of four of an encoder and four of a decoder.
 decoder="--n-layers 10 --d-model 128 --n-heads 4 --d-ff 256 --tie-embeddings --dropout 0.3
     --label-smoothing 0.1"
-training="--batch-tokens 4096 --steps 5000 --optimizer muon --lr 0.02 --weight-decay 0.1
+training="--batch-tokens 4096 --steps 7000 --optimizer muon --lr 0.02 --weight-decay 0.1
     --schedule linear --warmup-steps 50"
 validation="--eval-every 250 --eval-tokens 0 --save-every 250"
 decoding="--num-beams 5 --batch-size 128 --max-new-tokens 100"
@@ -81,19 +82,23 @@ for seed in ${SEEDS:-${SEED:-1}}; do
         --metric bleu --tokenize 13a --lowercase --json >"$work/$run.detokenized.json"
 done
 
-"$moses" - "$work" "$name" ${SEEDS:-${SEED:-1}} <<'PYTHON'
+"$moses" - "$work" "$target" "$name" ${SEEDS:-${SEED:-1}} <<'PYTHON'
 import json, sys
 from importlib.metadata import version
 from pathlib import Path
 
-work, run, seeds = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
+work, target, run, seeds = Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4:]
+tokenized = 0.0
 for name in ("tokenized", "detokenized"):
     made = [json.loads((work / f"{run}-{s}.{name}.json").read_text())["scores"][0] for s in seeds]
     values = [score["value"] for score in made]
-    each = " ".join(f"{value:.2f}" for value in values)
-    print(f"{name}: BLEU {sum(values) / len(values):.2f} ({each})  {made[0]['signature']}")
+    each, mean = " ".join(f"{value:.2f}" for value in values), sum(values) / len(values)
+    print(f"{name}: BLEU {mean:.2f} ({each})  {made[0]['signature']}")
+    tokenized = tokenized or mean
 perf = [(work / f"runs/{run}-{seed}/perf.jsonl").read_text().splitlines() for seed in seeds]
 minutes = " ".join(f"{json.loads(lines[-1])['seconds'] / 60:.1f}" for lines in perf)
 print(f"minutes of training with validation: {minutes}; seeds {' '.join(seeds)}")
 print(f"sacremoses {version('sacremoses')}, Python {sys.version.split()[0]}")
+if target == "de" and run == "tiny" and len(seeds) > 2 and tokenized < 41.0:
+    sys.exit("the mean is below 41.0")
 PYTHON

@@ -306,3 +306,31 @@ def test_the_n_best_and_their_scores_are_those_of_transformers(
             assert score(d, penalty) == pytest.approx(total, abs=1e-4)
             lengths.append(len(d.ids))
     assert penalty > 0.6 or len(set(lengths)) > 3  # else little was put to the test
+
+
+@pytest.mark.parametrize("family", ["gpt2", "marian"])
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"no_repeat_ngram": 2, "min_new_tokens": 8},
+        {"no_repeat_ngram": 3, "min_new_tokens": 12},
+        {"min_new_tokens": 6},
+        # so long that no <eos> is asked for: there the one in front counts as a repetition
+        {"repetition_penalty": 1.3, "min_new_tokens": 12},
+    ],
+)
+@torch.no_grad()
+def test_the_rules_of_greedy_text_are_those_of_transformers(family, rules, request):
+    engine, theirs = request.getfixturevalue(family)
+    names = {"no_repeat_ngram": "no_repeat_ngram_size"}
+    given = {names.get(name, name): value for name, value in rules.items()}
+    plain = engine.generate(PROMPTS, config(1, temperature=0, max_new_tokens=12))
+    done = engine.generate(PROMPTS, config(1, temperature=0, max_new_tokens=12, **rules))
+    for prompt, [d] in zip(PROMPTS, done, strict=True):
+        fitted = engine.fit_prompt(prompt, 12)
+        ids = torch.tensor([fitted])
+        mask, how = torch.ones_like(ids), {"do_sample": False, "max_new_tokens": 12}
+        out = theirs.generate(ids, attention_mask=mask, num_beams=1, **how, **given)[0].tolist()
+        start = 1 if engine.has_encoder else len(fitted)
+        assert d.ids == [token for token in out[start:] if token not in (EOS, 0)]
+    assert [d.ids for [d] in done] != [d.ids for [d] in plain]

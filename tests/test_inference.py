@@ -8,8 +8,11 @@ import torch
 from test_model import make
 
 from lmcli.config.generation import GenerationConfig
+from lmcli.inference.batch import Batch
+from lmcli.inference.cache import Cache
 from lmcli.inference.decoding import choose, keep_top_k, keep_top_p
-from lmcli.inference.engine import Engine
+from lmcli.inference.engine import Engine, Request
+from lmcli.inference.search import Samples
 
 EOS = 2
 PROMPTS = [[5, 6, 7], [9], [], [8] * 14, [11, 12, 13, 14, 15, 16]]
@@ -40,6 +43,62 @@ def test_draws_know_the_record_not_its_place(engine):
     backward = engine.generate(PROMPTS[::-1], config(), records=[4, 3, 2, 1, 0])
     assert [c[0].ids for c in forward] == [c[0].ids for c in backward[::-1]]
     assert engine.generate([PROMPTS[0]], config(seed=1))[0][0].ids != forward[0][0].ids
+
+
+def rows_of_each_step(engine, monkeypatch, requests, **fields) -> list[int]:
+    """How many rows were under way at each step, and that every request had its tokens."""
+    steps, step = [], Samples.step
+
+    def count(self, batch):
+        steps.append(len(batch.rows))
+        step(self, batch)
+
+    monkeypatch.setattr(Samples, "step", count)
+    arriving = iter([requests])
+    c = config(temperature=0.0, max_new_tokens=20, min_new_tokens=20, **fields)
+    done = list(engine.stream(lambda n, wait: next(arriving, None), c))
+    assert [len(d[0].ids) for d in done] == [r.limit for r in requests]
+    return steps
+
+
+def test_a_finished_row_makes_room_while_others_go_on(engine, monkeypatch):
+    requests = [Request([5, 6], i, limit=n) for i, n in enumerate([20, 3, 3, 3, 3, 3])]
+    steps = rows_of_each_step(engine, monkeypatch, requests, batch_size=2)
+    assert steps == [2] * 15 + [1] * 5
+
+
+def test_no_more_rows_than_memory_holds(engine, monkeypatch):
+    requests = [Request([5, 6], i, limit=4) for i in range(5)]
+    slots = (3 + 4) * Cache(engine.model).slot_bytes
+    for most in (0, 1, 2, 3):
+        monkeypatch.setattr("lmcli.inference.engine.free_bytes", lambda _, n=most: 2 * n * slots)
+        steps = rows_of_each_step(engine, monkeypatch, requests, batch_size=8)
+        assert max(steps) == max(1, most)
+
+
+def test_samples_of_one_prompt_share_its_reading(engine, monkeypatch):
+    read, seen = Batch._read, []
+
+    def count(self, prompts, at):
+        seen.append(len(prompts))
+        read(self, prompts, at)
+
+    monkeypatch.setattr(Batch, "_read", count)
+    engine.generate([PROMPTS[0], PROMPTS[1]], config(num_return_sequences=4, batch_size=8))
+    assert sum(seen) == 2
+
+
+def test_prompts_of_similar_length_are_read_together(engine, monkeypatch):
+    read, seen = Batch._read, []
+
+    def count(self, prompts, at):
+        seen.append(sorted(len(prompt.ids) for prompt in prompts))
+        read(self, prompts, at)
+
+    monkeypatch.setattr(Batch, "_read", count)
+    prompts = [[7] * n for n in (3, 12, 3, 12, 3, 12)]
+    engine.generate(prompts, config(batch_size=3, min_new_tokens=12))
+    assert seen == [[4] * 3, [13] * 3]
 
 
 def test_samples_of_one_prompt_differ_and_repeat(engine):

@@ -35,9 +35,9 @@ def command(
 ) -> None:
     """Begin with the weights of a run, trained here or imported, and learn pairs or text.
 
-    Of a pair only the target counts, read through a template: `{source}<sep>` where the tokenizer
-    has that token, else words that fit the --task, or a file of your own. The same command again
-    resumes. The template is kept in the run, so that sample and eval take plain sources.
+    Of a pair only the target counts, read through a template: the source for an encoder, for a
+    decoder `{source}<sep>` or words that fit the --task, or a file of your own. The same command
+    again resumes. The template is kept in the run, so that sample and eval take plain sources.
 
     \b
     Examples:
