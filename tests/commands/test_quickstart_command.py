@@ -1,5 +1,11 @@
 """lmcli quickstart: the names it gives, and what it says where and when."""
 
+import json
+import shutil
+import sysconfig
+import types
+from pathlib import Path
+
 import pytest
 
 from lmcli.commands import quickstart
@@ -43,3 +49,22 @@ def test_json_is_all_of_standard_output(cli, root, monkeypatch, quiet):
 def test_a_stop_says_how_to_go_on(cli, root, monkeypatch, flags, how):
     _, result = said(cli, monkeypatch, *flags, stop=KeyboardInterrupt())
     assert result.code == 130 and how in result.err and "goes on from here" in result.err
+
+
+def test_the_library_gives_summaries_with_rouge(root, monkeypatch, tmp_path):
+    """All of it on a few modules: a tiny model learns what functions do, and is judged."""
+    for module in Path(sysconfig.get_paths()["stdlib"]).glob("*.py"):
+        if module.stat().st_size < 30_000:
+            shutil.copy(module, tmp_path)
+    here = types.SimpleNamespace(get_paths=lambda: {"stdlib": str(tmp_path)})
+    monkeypatch.setattr(quickstart, "sysconfig", here)
+    tiny = {"n_layers": 1, "d_model": 32, "n_heads": 1, "context_length": 128, "batch_size": 2}
+    monkeypatch.setattr(quickstart, "MODEL", quickstart.MODEL | tiny)
+    made = quickstart._pipeline("quickstart", (), 2.0, False, root)
+    assert made["rouge"].keys() == {"rouge1", "rougeL"}
+    assert all(0 <= value <= 100 for value in made["rouge"].values())
+    lines = (root / "quickstart-summaries/train.jsonl").read_text().splitlines()
+    pairs = [json.loads(line) for line in lines]
+    assert any(pair["source"].startswith("def ") and pair["target"] for pair in pairs)
+    tuned = json.loads((root / "runs/quickstart-summaries/config.json").read_text())
+    assert tuned["origin"]["name"] == "quickstart"
