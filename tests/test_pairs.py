@@ -259,6 +259,7 @@ def test_the_turns_of_a_chat_never_part(build):
     [
         {"user": "User: {content}\n", "assistant": "Assistant: {content}\n"},
         {"user": "{content}", "assistant": " so {content}<eos>"},
+        {"user": "{content} ", "assistant": "the {content}<eos>"},
         {"user": "<bos>ask {content}<pad><sep>", "assistant": "<bos> {content}<sep>"},
     ],
 )

@@ -185,6 +185,23 @@ def test_early_stopping_is_a_decision_that_resuming_keeps(cli, root):
     assert files.read_sealed(root / "runs/e" / layout.STATUS)["step"] == status["step"]
 
 
+def test_a_prompt_at_validation_is_cut_as_sample_cuts_it(cli, root, tmp_path, monkeypatch):
+    from lmcli.inference.engine import Engine
+    from lmcli.runs.load import load
+
+    (tmp_path / "t.txt").write_text("Q: {source} A:")
+    asked, generate = [], Engine.generate
+    monkeypatch.setattr(
+        Engine, "generate", lambda self, ids, how: asked.append(ids) or generate(self, ids, how)
+    )
+    line = ["finetune", "--from", "one", "--data", "pairs", "--name", "v", "--steps", "1"]
+    prompt = "ab" * 400
+    assert cli(*line, "--template", tmp_path / "t.txt", "--eval-prompt", prompt).code == 0
+    loaded = load(root, "v")
+    assert asked[0] == [loaded.encode(prompt, 128)]
+    assert loaded.tokenizer.decode(asked[0][0]).startswith("Q: abab")
+
+
 def test_the_mean_of_the_last_checkpoints_is_used(cli, root):
     line = ["finetune", "--from", "both", "--data", "pairs", "--name", "m", "--average-last", "3"]
     assert cli(*line, "--steps", "12", "--save-every", "3", "--lr", "0.01").code == 0
