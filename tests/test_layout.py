@@ -19,8 +19,9 @@ def test_where_new_artifacts_go(tmp_path):
 
 
 @pytest.mark.parametrize("bad", ["", "/", "x" * 5000, "..", "../x", "runs/../runs", ".hidden"])
-def test_what_names_nothing_is_66(tmp_path, bad):
+def test_what_names_nothing_is_66(tmp_path, monkeypatch, bad):
     (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path / "runs")  # a path goes from where one is
     if bad == "/":
         assert layout.find(tmp_path, bad).as_posix() == "/"
         return
