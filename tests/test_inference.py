@@ -9,7 +9,7 @@ from test_model import make
 
 from lmcli.config.generation import GenerationConfig
 from lmcli.inference.batch import Batch
-from lmcli.inference.cache import Cache
+from lmcli.inference.cache import Cache, _group_rooms, free_bytes
 from lmcli.inference.decoding import choose, keep_top_k, keep_top_p
 from lmcli.inference.engine import Engine, Request
 from lmcli.inference.search import Samples
@@ -74,6 +74,25 @@ def test_no_more_rows_than_memory_holds(engine, monkeypatch):
         monkeypatch.setattr("lmcli.inference.engine.free_bytes", lambda _, n=most: 2 * n * slots)
         steps = rows_of_each_step(engine, monkeypatch, requests, batch_size=8)
         assert max(steps) == max(1, most)
+
+
+def test_a_control_groups_limit_bounds_the_memory(tmp_path):
+    """Of both versions; a limit may stand above the process's own group, and be out of sight."""
+    for group, limit, used in (
+        ("job/step", "max", "anon 1000"),
+        ("job", "5000", "anon 3000\nfile 900"),
+        ("memory", "9223372036854771712", "total_rss 0"),
+        ("memory/job", "7000", "rss 1\ntotal_rss 4500"),
+    ):
+        (tmp_path / group).mkdir(parents=True, exist_ok=True)
+        name = "memory.limit_in_bytes" if group.startswith("memory") else "memory.max"
+        (tmp_path / group / name).write_text(limit + "\n")
+        (tmp_path / group / "memory.stat").write_text(used + "\n")
+    second, first = "0::/job/step\n", "3:cpuset:/other\n4:memory:/job\n"
+    assert min(_group_rooms(second, tmp_path)) == 2000
+    assert min(_group_rooms(first, tmp_path)) == 2500
+    assert list(_group_rooms("0::/elsewhere\n", tmp_path)) == []
+    assert 0 < free_bytes(torch.device("cpu")) <= 1 << 40
 
 
 def test_samples_of_one_prompt_share_its_reading(engine, monkeypatch):

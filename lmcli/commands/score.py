@@ -200,7 +200,7 @@ def _answer_likelihoods(
     sources = iter(lines(source, "--source")) if source else None
 
     def parse(where: str, line: str) -> tuple[dict[str, Any], str | None, str, bool]:
-        if jsonl and not line:
+        if not line and (jsonl or sources is None):
             return {}, None, "", end
         if jsonl:
             record = record_of(line.encode(), where)
@@ -210,11 +210,11 @@ def _answer_likelihoods(
         if sources is not None:
             if (before := next(sources, None)) is None:
                 raise DataError(f"{where}: --source {source} has fewer lines")
-            return {"source": before, "target": line}, before, line, end
+            return {"source": before, "target": line} if line else {}, before, line, end
         if not pairs:
             return {"text": line}, None, line, end
         prompt, tab, text = line.partition("\t")
-        if line and not tab:
+        if not tab:
             raise DataError(f"{where}: no tab between source and target; see --source")
         return {"source": prompt, "target": text}, prompt, text, end
 
@@ -223,8 +223,8 @@ def _answer_likelihoods(
         arrivals = Arrivals(file, parse, "standard input, line " if name == "-" else f"{name}:")
         while (found := arrivals.take(256, True)) is not None:
             values_of = loaded.likelihoods([row[1:] for row in found])
-            for (record, _, text, _), values in zip(found, values_of, strict=True):
-                if not (text or jsonl and record):
+            for (record, *_), values in zip(found, values_of, strict=True):
+                if not record:
                     console.answer("")
                     continue
                 logprob = math.fsum(values)

@@ -4,6 +4,8 @@ A query at position p attends to slots <= p. What lies behind, pads of a shorter
 of an earlier row, is therefore invisible, and is overwritten when the row gets there.
 """
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -96,8 +98,28 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + held
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return 1 << 40
+    room = [1 << 40]
+    with contextlib.suppress(OSError, KeyError):
+        found = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        room.append(int(found["MemAvailable"].split()[0]) << 10)
+        room += _group_rooms(Path("/proc/self/cgroup").read_text(), Path("/sys/fs/cgroup"))
+    return max(0, min(room))
+
+
+def _group_rooms(text: str, root: Path) -> Iterator[int]:
+    """What the control groups of this process, such as those of a Slurm job, leave it: their limit
+    less what cannot be dropped. In Linux's second version of them and in its first."""
+    for line in text.splitlines():
+        _, kinds, name = line.split(":", 2)
+        if kinds not in ("", "memory"):
+            continue
+        base = root / kinds
+        limit, used = ("memory.limit_in_bytes", "total_rss") if kinds else ("memory.max", "anon")
+        group = base / name.lstrip("/")
+        for folder in (group, *group.parents):
+            with contextlib.suppress(OSError, ValueError, KeyError):  # without limit, or hidden
+                most = int((folder / limit).read_text())
+                stat = (folder / "memory.stat").read_text().splitlines()
+                yield most - int(dict(pair.split() for pair in stat)[used])
+            if folder == base:
+                break

@@ -425,3 +425,6 @@ def test_how_likely_pairs_are(cli, root, run):
     wrong = cli("score", "--model", run, input=lines + "no tab\n")
     assert wrong.code == 65 and "standard input, line 3: no tab" in wrong.err
     assert len(wrong.out.splitlines()) == 2
+    # an empty target has the probability of its <eos>; an empty line has none
+    empty, blank = cli("score", "--model", run, input="abcd\t\n\n").out.splitlines()
+    assert empty.split("\t")[1] == "1" and blank == ""
