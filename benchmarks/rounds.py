@@ -7,7 +7,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 from lmcli.training.precision import usable_cores
@@ -89,6 +89,12 @@ def serve(step: Callable[[], object], clock: Clock) -> NoReturn:
     while True:
         step()
         clock.stepped()
+
+
+def verdict(limits: Iterable[tuple[str, float, float]]) -> None:
+    """Ends with 1 where a value is below the least that is asked for: (what, value, least)."""
+    if missed := [f"{what}: {is_:.2f}, not {least}" for what, is_, least in limits if is_ < least]:
+        sys.exit("missed: " + "; ".join(missed))
 
 
 def spread(values: list[float], form: str = "{:.2f}") -> str:

@@ -9,17 +9,19 @@ by length, and stops a batch when its last row does. `equal16`, `equal64`: as ma
 tokens, 64 new ones each. Counted are the tokens that were asked for, per second. `bound` is what
 reading all weights once a token at the measured bandwidth allows (task `one`).
 
-llama.cpp takes part where llama-cpp-python and gguf are installed.
+llama.cpp takes part where llama-cpp-python and gguf are installed. Exit 1 where a median ratio is
+below LEAST.
 """
 
 import importlib.util
+import statistics
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rounds import Clock, arguments, compare, serve, spread
+from rounds import Clock, arguments, compare, serve, spread, verdict
 
 LAYERS, HEADS, WIDTH, CONTEXT, VOCABULARY = 12, 12, 768, 1024, 50304
 BATCH = 16
@@ -28,6 +30,12 @@ RIVALS = {
     "mixed": "lmcli-bfloat16,generate-bfloat16",
     "equal16": "lmcli-bfloat16,generate-bfloat16",
     "equal64": "lmcli-bfloat16,generate-bfloat16",
+}
+LEAST = {  # times generate: in float32 for `one`, else in bfloat16
+    "one": {"lmcli-bfloat16": 1.8, "lmcli-int8": 2.2, "lmcli-int4": 3.5},
+    "mixed": {"lmcli-bfloat16": 2.0},
+    "equal16": {"lmcli-bfloat16": 1.2},
+    "equal64": {"lmcli-bfloat16": 1.2},
 }
 Work = list[tuple[list[int], int]]  # prompts, and how many new tokens each gets
 
@@ -210,6 +218,7 @@ def main() -> None:
     if args.child:
         child(args.child, args.tasks, threads)
         return
+    limits = []
     for task in args.tasks.split(","):
         names = (args.rivals or RIVALS[task]).split(",")
         if task == "one" and not args.rivals and importlib.util.find_spec("llama_cpp"):
@@ -230,6 +239,9 @@ def main() -> None:
         for name in names:
             ratios = [a / b for a, b in zip(rates[name], rates[against], strict=True)]
             print(f"| {name} | {spread(rates[name], '{:,.1f}')} | {spread(ratios)} |", flush=True)
+            if name in LEAST[task]:
+                limits.append((f"{task}, {name}", statistics.median(ratios), LEAST[task][name]))
+    verdict(limits)
 
 
 if __name__ == "__main__":

@@ -12,20 +12,25 @@ for about `--seconds`; the tokens per second of lmcli over those of a rival give
 All train a GPT-2 without biases of one shape, batch and vocabulary, on random tokens. `share` is
 the share that lmcli reaches of what the matrix products of its step alone allow: forward, gradient
 of inputs and of weights, each in the faster of bfloat16 and float32, measured in the same round.
+
+Exit 1 where lmcli is not LEAST times as fast as nanoGPT, or slower than another of its rivals.
 """
 
+import os
+import statistics
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from rounds import Clock, arguments, compare, serve, spread
+from rounds import Clock, arguments, compare, serve, spread, verdict
 
 SHAPES = {  # layers, heads, width, context, batch, vocabulary
     "a": (4, 4, 128, 64, 12, 65),
     "b": (6, 6, 384, 256, 16, 65),
     "c": (12, 12, 768, 512, 4, 50304),
 }
+LEAST = {"a": 1.9, "b": 3.5, "c": 4.3}  # times nanoGPT; without bfloat16 units 1.1
 Step = Callable[[], object]
 
 
@@ -213,6 +218,7 @@ def main() -> None:
     if args.child:
         child(args.child, args.shapes, threads, args.nanogpt)
         return
+    limits = []
     for shape in args.shapes.split(","):
         names = ["lmcli", *args.rivals.split(",")]
         rates, peaks = compare(
@@ -234,7 +240,13 @@ def main() -> None:
                 f"| {name} | {spread(rates[name], '{:,.0f}')} | {spread(ratios)} | "
                 f"{peaks[name]:.2f} |"
             )
+            if name in ("nanogpt", "nanogpt-tuned", "trainer"):
+                least = 1.0
+                if name == "nanogpt":
+                    least = 1.1 if "ONEDNN_MAX_CPU_ISA" in os.environ else LEAST[shape]
+                limits.append((f"({shape}) {name}", statistics.median(ratios), least))
         sys.stdout.flush()
+    verdict(limits)
 
 
 if __name__ == "__main__":
