@@ -5,9 +5,9 @@
 
 `seconds` is nanoGPT's README run for a CPU (4 layers, 2,000 steps, ends at 1.88) and a run of lmcli
 that reaches 1.88, interleaved, each timed from the start of its process to its end. `minutes` is to
-reach what the README's GPU run ends at (1.4697), `best` at most 1.45 over three seeds. Loss is in nats per
-character over the whole last tenth of the text in windows of 256 that do not overlap, every
-character scored once; nanoGPT's own estimate, of 20 random batches, is shown beside its time.
+reach what the README's GPU run ends at (1.4697), `best` at most 1.45 over three seeds. Loss is in
+nats per character over the whole last tenth of the text in windows of 256 that do not overlap,
+every character scored once; nanoGPT's own estimate, of 20 random batches, is shown beside its time.
 """
 
 import argparse

@@ -18,11 +18,7 @@ class StopRequest:
     ... if stop.requested: save and leave
     """
 
-    SIGNALS = tuple(
-        getattr(signal, name)
-        for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
-        if hasattr(signal, name)
-    )
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
     def __init__(self, seconds: float | None = None) -> None:
         self._signal: str | None = None

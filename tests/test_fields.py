@@ -6,9 +6,9 @@ import pytest
 
 from lmcli.config import fields
 from lmcli.config.data import ReadConfig, SplitConfig, TokenizerConfig
-from lmcli.config.evaluation import EvaluationConfig
 from lmcli.config.generation import GenerationConfig
 from lmcli.config.model import ModelConfig
+from lmcli.config.scoring import EvaluationConfig
 from lmcli.config.training import TrainingConfig
 from lmcli.errors import MissingInputError, UsageError
 

@@ -98,8 +98,7 @@ def _sync(path: Path) -> None:
         finally:
             os.close(handle)
 
-    if os.name == "posix" or not folder:
-        _do("fsyncdir" if folder else "fsync", sync, path)
+    _do("fsyncdir" if folder else "fsync", sync, path)
 
 
 def write_file(path: Path, data: bytes) -> None:

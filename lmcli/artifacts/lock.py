@@ -3,6 +3,7 @@
 The kernel frees the lock when its holder dies, however it dies. Readers need no lock.
 """
 
+import fcntl
 import json
 import os
 import socket
@@ -14,11 +15,6 @@ from typing import TextIO
 
 from lmcli.artifacts.files import make_directory
 from lmcli.errors import LockedError, StorageError
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 
 @contextmanager
@@ -54,8 +50,7 @@ def hold(path: Path, what: str, patience: float = 0.25, keep: bool = True) -> It
 
 def _take(file: TextIO, path: Path) -> bool:
     try:
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
     except (FileNotFoundError, BlockingIOError):
         return False
@@ -65,7 +60,7 @@ def _take(file: TextIO, path: Path) -> bool:
 
 def is_held(path: Path) -> bool:
     """Whether a living process holds the lock."""
-    if fcntl is None or not path.exists():
+    if not path.exists():
         return False
     with open(path) as file:
         try:
@@ -75,12 +70,6 @@ def is_held(path: Path) -> bool:
         except OSError:  # no locks on this file system
             return False
     return False
-
-
-def check_free(path: Path, what: str) -> None:
-    """Raises LockedError at once where `hold` would, without taking the lock."""
-    if is_held(path):
-        raise LockedError(f"{what} is being written by {holder(path)}")
 
 
 def holder(path: Path) -> str:

@@ -99,10 +99,12 @@ def build(
         readers = {s: Reader(f, read, creation.exclude) for s, f in inputs.items() if f}
         found = {s: {"files": len(r.paths), "bytes": r.size} for s, r in readers.items()}
         lines = [(s, f"{v['files']:,} files, {show_bytes(v['bytes'])}") for s, v in found.items()]
-        by_hash = {"split_rule": "hash", "splits": texts.deal(_by_split(readers), split)[1]}
-        plan: dict[str, Any] = by_hash if of_pairs else texts.preview(readers, split)
-        facts = {"name": name, "path": str(path), "exists": path.exists(), "read": found, **plan}
-        lines += [("to write", ", ".join(plan["splits"])), ("split by", plan["split_rule"])]
+        (shares, splits), rule = texts.deal(_by_split(readers), split), "hash"
+        if not of_pairs:  # reads as much text as that takes
+            rule, _ = texts.choose_rule(readers["train"].pieces(), split.split_by, shares)
+        facts = {"name": name, "path": str(path), "exists": path.exists(), "read": found}
+        facts |= {"split_rule": rule, "splits": splits}
+        lines += [("to write", ", ".join(splits)), ("split by", rule)]
         console.reply(creation.as_json, facts, console.listing([("dataset", path), *lines]))
         return
     recorded = dataclasses.asdict(split) | dataclasses.asdict(read)

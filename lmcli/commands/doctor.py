@@ -39,7 +39,7 @@ def command(root: Path, as_json: bool) -> None:
         "python": f"{platform.python_version()} ({sys.executable})",
         "system": platform.platform(),
         "cpu": _cpu_name(),
-        "memory": _memory(),
+        "memory": show_bytes(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")),
         "artifacts": str(root.absolute()),
         "free disk": show_bytes(shutil.disk_usage(folder).free),
         "locks and fsync": _probe(folder),
@@ -107,10 +107,3 @@ def _cpu_name() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
-
-
-def _memory() -> str:
-    try:
-        return show_bytes(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    except (AttributeError, ValueError, OSError):
-        return "unknown"

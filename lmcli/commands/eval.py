@@ -8,10 +8,9 @@ import click
 from lmcli import console
 from lmcli.artifacts import layout
 from lmcli.commands import options
-from lmcli.config.evaluation import EvaluationConfig
 from lmcli.config.fields import pick
 from lmcli.config.generation import GenerationConfig, generation
-from lmcli.config.scoring import METRICS, ScoringConfig
+from lmcli.config.scoring import METRICS, EvaluationConfig, ScoringConfig
 
 NOT_HERE = ("num_return_sequences", "hyp_key", "ref_key", "trials")
 
@@ -19,13 +18,7 @@ NOT_HERE = ("num_return_sequences", "hyp_key", "ref_key", "trials")
 @click.command()
 @click.argument("run")
 @click.option("--data", metavar="DATASET", help="Dataset  [default: the one it was trained on]")
-@click.option(
-    "--split",
-    type=click.Choice(layout.SPLITS),
-    default="test",
-    show_default=True,
-    help="Split to score.",
-)
+@options.choice("--split", "Split to score.", layout.SPLITS, "test")
 @click.option(
     "--metric",
     "-m",

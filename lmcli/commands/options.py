@@ -167,10 +167,12 @@ def _check_checkpoint(ctx: click.Context, param: click.Parameter, value: str | N
     return value
 
 
-def _choice(name: str, help: str, choices: Sequence[str]) -> Callable[[F], F]:
+def choice(name: str, help: str, choices: Sequence[str], default: str = "") -> Callable[[F], F]:
     """One of some words, the first where it is not given."""
     kind = click.Choice(choices)
-    return click.option(name, type=kind, default=choices[0], show_default=True, help=help)
+    return click.option(
+        name, type=kind, default=default or choices[0], show_default=True, help=help
+    )
 
 
 checkpoint_option = click.option(
@@ -180,9 +182,9 @@ checkpoint_option = click.option(
     callback=_check_checkpoint,
     help="Checkpoint to load; mean: of the last ones.  [default: best; with --average-last mean]",
 )
-device_option = _choice("--device", "Device.", DEVICES)
-dtype_option = _choice("--dtype", "Compute precision.", DTYPES)
-quantize_option = _choice(
+device_option = choice("--device", "Device.", DEVICES)
+dtype_option = choice("--dtype", "Compute precision.", DTYPES)
+quantize_option = choice(
     "--quantize", "Weights in 8 or 4 bits, the rest in bfloat16.", ("none", "int8", "int4")
 )
 compile_option = click.option(

@@ -4,7 +4,6 @@ import json
 import math
 import re
 from dataclasses import asdict
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,13 +88,13 @@ def command(
         return
     if form["source"] or form["jsonl"]:
         raise UsageError("--source and --jsonl are for --model RUN")
+    from lmcli.metrics.score import measure
     from lmcli.metrics.significance import compare
     from lmcli.text.segments import read
 
     programs = [name for name in metrics if re.fullmatch(r"pass@[1-9]\d{0,8}", name)]
-    modules = METRICS | dict.fromkeys(programs, "passk")
     for name in metrics:
-        if name not in modules:
+        if name not in (*METRICS, *programs):
             raise UsageError(f"no metric {name!r} in {', '.join(NAMES)}{suggest(name, NAMES)}")
     if programs and len(programs) < len(metrics):
         raise UsageError("--metric pass@k runs programs; score texts in a command of their own")
@@ -125,8 +124,7 @@ def command(
     scores, columns = [], {}
     with console.Progress("scoring", total=len(metrics), unit="metrics") as progress:
         for name in progress.over(dict.fromkeys(metrics), lambda _: 1):
-            metric = import_module(f"lmcli.metrics.{modules[name]}")
-            ours, *theirs = [metric.measure(name, system, wanted, config) for system in texts]
+            ours, *theirs = [measure(name, system, wanted, config) for system in texts]
             scores.append(asdict(ours.score()))
             if theirs:
                 scores[-1] |= compare(ours, theirs[0], config.trials, config.seed)

@@ -14,6 +14,7 @@ from lmcli.commands import options
 from lmcli.config.model import ModelConfig
 from lmcli.config.training import Asked, StartConfig, TrainingConfig
 from lmcli.config.tuning import TaskConfig
+from lmcli.errors import LockedError
 from lmcli.signals import StopRequest
 
 
@@ -75,7 +76,8 @@ def run_training(
     """Trains the run `name` as `asked`."""
     run = layout.new(root, "run", name)
     for path in (layout.creation_lock(run), run / layout.LOCK):
-        lock.check_free(path, f"run {name}")
+        if lock.is_held(path):
+            raise LockedError(f"run {name} is being written by {lock.holder(path)}")
     # A stop that is asked for while torch is loading counts too.
     with StopRequest(max_time) as stop:
         from lmcli.runs.start import train

@@ -1,4 +1,4 @@
-"""How hypotheses are scored against references."""
+"""How a model is scored on a split, and hypotheses against references."""
 
 from dataclasses import dataclass
 
@@ -33,3 +33,12 @@ class ScoringConfig:
     allow_code_execution: bool = option(False, ALLOW)
     weak_sandbox: bool = option(False, WEAK)
     timeout: str = option("5s", "time for each program and its tests, for pass@k", unit="duration")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Every token is scored exactly once, whatever the stride."""
+
+    stride: int = option(0, "tokens scored per window, with the rest as context; 0: whole windows")
+    max_tokens: int = option(0, "score the first N tokens only; 0: all")
+    batch_tokens: int = option(16384, "tokens per forward pass", low=1)

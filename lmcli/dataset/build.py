@@ -155,13 +155,6 @@ def deal(readers: Mapping[str, Any], config: SplitConfig) -> tuple[Shares, list[
     return shares, [s for s in layout.SPLITS if s in readers or s in shares]
 
 
-def preview(readers: Mapping[str, Reader], config: SplitConfig) -> dict[str, Any]:
-    """The splits that `build` would write and its rule; reads as much text as that takes."""
-    shares, splits = deal(readers, config)
-    rule, _ = choose_rule(readers["train"].pieces(), config.split_by, shares)
-    return {"split_rule": rule, "splits": splits}
-
-
 def build(
     path: Path,
     readers: Mapping[str, Reader],

@@ -5,22 +5,19 @@ exponential of the validation loss on the same tokens.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from importlib import import_module
+from dataclasses import replace
 
 import numpy as np
 
-from lmcli.config.evaluation import EvaluationConfig
 from lmcli.config.generation import GenerationConfig
 from lmcli.config.model import ModelConfig
-from lmcli.config.scoring import METRICS, ScoringConfig
+from lmcli.config.scoring import EvaluationConfig
 from lmcli.dataset.buckets import Example, Examples, collate
 from lmcli.dataset.order import permute
 from lmcli.dataset.store import TokenStore
 from lmcli.errors import DataError, UsageError
 from lmcli.inference.engine import Engine
 from lmcli.metrics.perplexity import Counts
-from lmcli.metrics.score import Score
 from lmcli.text.tokenizer import Tokenizer
 
 
@@ -161,31 +158,16 @@ class SplitScorer:
         return Counts(nats, self.tokens, self.words, self.bytes, self.documents)
 
 
-@dataclass(frozen=True)
-class Outputs:
-    """What a model wrote for the sources of a split, beside what it should have."""
-
-    sources: list[str]
-    hypotheses: list[str]
-    references: list[str]
-
-    def score(self, metric: str, config: ScoringConfig) -> Score:
-        module = import_module(f"lmcli.metrics.{METRICS[metric]}")
-        references = [[text] for text in self.references]
-        return module.measure(metric, self.hypotheses, references, config).score()  # type: ignore[no-any-return]
-
-
 def decode_pairs(
     engine: Engine, reader: Examples, tokenizer: Tokenizer, config: GenerationConfig, n: int
-) -> Outputs:
-    """The first `n` sources of a split (0: all) and what the model makes of them."""
+) -> tuple[list[str], list[list[str]]]:
+    """What the model makes of the first `n` sources of a split (0: all), and the one reference of
+    each."""
     chosen = range(len(reader))[: n or None]
-    sources = [reader.source.document(i)[:-1].tolist() for i in chosen]
     room = engine.room(config.max_new_tokens)
-    prompts = [reader.template.prompt(source, room) for source in sources]
+    prompts = [
+        reader.template.prompt(reader.source.document(i)[:-1].tolist(), room) for i in chosen
+    ]
     done = engine.generate(prompts, config)
-    return Outputs(
-        [tokenizer.decode(source) for source in sources],
-        [tokenizer.decode(completions[0].ids).strip() for completions in done],
-        [tokenizer.decode(reader.target.document(i).tolist()).strip() for i in chosen],
-    )
+    references = [[tokenizer.decode(reader.target.document(i).tolist()).strip()] for i in chosen]
+    return [tokenizer.decode(row[0].ids).strip() for row in done], references

@@ -2,10 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 
 import lmcli
+from lmcli.config.scoring import METRICS, ScoringConfig
 
 Texts = Sequence[str]
 References = Sequence[Sequence[str]]  # one or several texts for each segment
@@ -39,6 +42,12 @@ class Measure:
 
     def segments(self) -> list[float]:
         return [self.single(row) for row in self.statistics]
+
+
+def measure(name: str, hyps: Any, refs: Any, config: ScoringConfig) -> Measure:
+    """One metric of one system, by the module that computes it."""
+    module = import_module(f"lmcli.metrics.{METRICS.get(name, 'passk')}")
+    return module.measure(name, hyps, refs, config)  # type: ignore[no-any-return]
 
 
 def mean(name: str, compare: Compare, hyps: Texts, refs: References, **recipe: str) -> Measure:

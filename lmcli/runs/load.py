@@ -11,15 +11,14 @@ import torch
 
 from lmcli import console
 from lmcli.artifacts import files, layout, lock, manifest
-from lmcli.config.evaluation import EvaluationConfig
 from lmcli.config.generation import GenerationConfig
-from lmcli.config.scoring import ScoringConfig
+from lmcli.config.scoring import EvaluationConfig, ScoringConfig
 from lmcli.dataset.store import Dataset
 from lmcli.errors import LmcliError, MismatchError, UsageError
 from lmcli.evaluation.attention import WordAttention, cross_attention, word_attention
 from lmcli.evaluation.evaluate import SplitScorer, decode_pairs, likelihoods
 from lmcli.inference.engine import Engine
-from lmcli.metrics import perplexity
+from lmcli.metrics import perplexity, score
 from lmcli.model.packing import pack
 from lmcli.model.transformer import Transformer
 from lmcli.runs.config import RunConfig, check_tokenizer, parameters
@@ -193,8 +192,8 @@ def evaluate(
     metrics = metrics or ([tasks.TASKS[task].metric] if task else [])
     if metrics and reader is not None:
         outputs = decode_pairs(loaded.engine, reader, tokenizer, decoding, max_pairs)
-        scores += [outputs.score(metric, scoring) for metric in metrics]
-        how = dataclasses.asdict(decoding) | {"pairs": len(outputs.sources)}
+        scores += [score.measure(metric, *outputs, scoring).score() for metric in metrics]
+        how = dataclasses.asdict(decoding) | {"pairs": len(outputs[0])}
         settings |= {"metrics": "+".join(metrics), "outputs": files.digest(how)[:8], **how}
     return {
         "run": loaded.path.name,

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from lmcli import console
-from lmcli.artifacts import files, layout, lock, manifest
+from lmcli.artifacts import files, inventory, layout, lock, manifest
 from lmcli.artifacts.again import creating
-from lmcli.config.evaluation import EvaluationConfig
 from lmcli.config.generation import GenerationConfig
-from lmcli.config.scoring import ScoringConfig
+from lmcli.config.scoring import EvaluationConfig, ScoringConfig
 from lmcli.config.training import Asked, TrainingConfig
 from lmcli.config.units import parse_duration, show_count
 from lmcli.dataset.batches import Ahead
@@ -28,7 +27,7 @@ from lmcli.errors import MismatchError, RefusedError, UsageError
 from lmcli.evaluation.evaluate import SplitScorer, decode_pairs
 from lmcli.evaluation.programs import verdicts_on
 from lmcli.inference.engine import Engine
-from lmcli.metrics import perplexity
+from lmcli.metrics import perplexity, score
 from lmcli.model import lora
 from lmcli.model.presets import N_BLOCK, paced
 from lmcli.model.transformer import Transformer
@@ -36,7 +35,7 @@ from lmcli.runs.config import RATIO, SHAPE, RunConfig, changes, parameters, plan
 from lmcli.signals import StopRequest
 from lmcli.text.segments import Source, read
 from lmcli.text.tokenizer import Tokenizer
-from lmcli.training import checkpoint, events, precision
+from lmcli.training import checkpoint, precision
 from lmcli.training.optimizers import Optimizer
 from lmcli.training.precision import Working
 from lmcli.training.step import gradients
@@ -201,8 +200,10 @@ def open_trainer(root: Path, run: Path, asked: Asked) -> Trainer | None:
     step = state.step
     current = stored.now(run)
     change = changes(stored, current, asked)
-    for problem in events.harmless_problems(run):
-        console.warn(problem)
+    for problem in inventory.log_problems(run, layout.PERF):
+        console.warn(f"{problem}; it holds timings only, the run goes on")
+    if (run / layout.STATUS).exists() and not inventory.believed(run):
+        console.warn(f"{run / layout.STATUS}: damaged; it is written anew")
     logs = [files.Log(run / name) for name in (layout.PERF, layout.EVENTS)]
     if step >= change.get("steps", current.steps):
         if "steps" in change:
@@ -311,7 +312,7 @@ def validation(
             found["val_pass@1"] = 100 * sum(v.passed for v in verdicts) / len(prompts)
         elif metric is not None and reader is not None:
             outputs = decode_pairs(engine, reader, tokenizer, greedy, training.eval_pairs)
-            found[f"val_{metric}"] = outputs.score(metric, ScoringConfig()).value
+            found[f"val_{metric}"] = score.measure(metric, *outputs, ScoringConfig()).score().value
         if prompt is not None:
             [text] = write(engine, [prompt], GenerationConfig(seed=step))
             say(f"step {step}  {prompt}{text}")

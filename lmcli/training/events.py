@@ -29,12 +29,3 @@ def changed(config: TrainingConfig, event: dict[str, Any]) -> TrainingConfig:
     except UsageError as error:
         where = f"{layout.EVENTS}, step {event['step']}"
         raise DataError(f"{where}: {error}; restore the file") from None
-
-
-def harmless_problems(run: Path) -> list[str]:
-    """Damage to the status and the timings, which a run goes on without."""
-    logs = inventory.log_problems(run, layout.PERF)
-    found = [f"{problem}; it holds timings only, the run goes on" for problem in logs]
-    if (run / layout.STATUS).exists() and not inventory.believed(run):
-        found.append(f"{run / layout.STATUS}: damaged; it is written anew")
-    return found

@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 
 from lmcli.commands.options import config_fields
 from lmcli.config.data import ReadConfig, SplitConfig, TokenizerConfig
-from lmcli.config.evaluation import EvaluationConfig
 from lmcli.config.fields import flag
 from lmcli.config.generation import GenerationConfig
 from lmcli.config.model import ModelConfig
+from lmcli.config.scoring import EvaluationConfig
 from lmcli.config.training import TrainingConfig
 from lmcli.dataset.store import Dataset
 from lmcli.text.tokenizer import Tokenizer
