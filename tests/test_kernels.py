@@ -203,6 +203,21 @@ def test_a_usual_z_loss_counts_in_bfloat16():
     assert sums[1] - sums[0] == pytest.approx(expected, rel=0.5)
 
 
+def test_a_usual_z_loss_counts_in_bfloat16_from_the_start():
+    """Where all words are about as likely, it moves each probability by less than a rounding."""
+    model = make(init="gpt2", vocab_size=4096).bfloat16()
+    hidden, targets = torch.randn(512, 32).bfloat16(), torch.randint(0, 4096, (512,))
+    found = []
+    for z_loss in (0.0, 1e-4):
+        model.output_weight.grad = None
+        summed_nll(model, hidden, targets, z_loss=z_loss).backward()
+        found.append(model.output_weight.grad.double())
+    logits = hidden.double() @ model.output_weight.detach().double().T
+    exact = (2e-4 * logits.logsumexp(1, keepdim=True) * logits.softmax(1)).T @ hidden.double()
+    share = ((found[1] - found[0]) * exact).sum() / exact.square().sum()
+    assert float(share) == pytest.approx(1, abs=0.3)
+
+
 def test_a_frozen_output_layer_gets_no_gradient():
     model = make(tie_embeddings=False)
     model.output_weight.requires_grad_(False)

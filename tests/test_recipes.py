@@ -44,6 +44,52 @@ def test_the_dial_gives_the_size_asked_for(size):
     assert training["batch_size"] % training["micro_batch_size"] == 0
 
 
+def test_the_dials_batch_is_of_tokens_whatever_the_context():
+    for context in (128, 512, 2048):
+        config, training = sized(10**7, 20.0, context_length=context)
+        assert config.context_length == context
+        assert training["batch_size"] * context == 2**15
+        assert training["micro_batch_size"] * context == 8192
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"dropout": 0.1}, {"tie_embeddings": True}, {"context_length": 128}]
+)
+def test_a_budget_chooses_the_size_whatever_else_is_set(tiny_copy, monkeypatch, given):
+    from lmcli.config.training import Asked
+    from lmcli.runs import start
+
+    monkeypatch.setattr(start, "measure", lambda root, asked: (0.05, 4096))
+    fit = {
+        n: start.fit_budget(tiny_copy, Asked(data="corpus", given={"budget": "10min"} | g))
+        for n, g in (
+            ("own", given),
+            ("shape", given | {"n_layers": 2}),
+            ("sized", given | {"size": 10**6}),
+        )
+    }
+    assert fit["own"].given["size"] > 10**6 and fit["own"].given["ratio"] < 20
+    assert "size" not in fit["shape"].given
+    assert fit["sized"].given["size"] == 10**6 and "ratio" in fit["sized"].given
+
+
+def test_what_a_setting_raises_or_replaces_is_no_change(cli, tiny_copy):
+    line = [*TINY, "--name", "r", "--steps", "3", "--keep-last", "2", "--average-last", "3"]
+    line += ["--warmup-steps", "2", "--warmup-tokens", "320"]
+    assert train(cli, *line).code == 0
+    again = train(cli, *line)
+    assert again.code == 0 and "finished" in again.err
+    training = RunConfig.read(tiny_copy / "runs/r").training
+    assert (training.keep_last, training.warmup_steps) == (3, 3)
+    assert train(cli, *line, "--keep-last", "4").code == 78
+
+
+def test_time_since_the_last_line_of_the_log_counts(cli, tiny_copy):
+    line = [*TINY, "--name", "late", "--steps", "1000000", "--eval-every", "0", "--save-every", "0"]
+    assert train(cli, *line, "--log-every", "1000000", "--max-time", "2s").code == 75
+    assert log(tiny_copy, "late")[-1]["seconds"] > 1
+
+
 def test_size_on_the_command_line(cli, tiny_copy):
     line = ["--name", "dial", "--size", "60k", "--ratio", "0.1", "--context-length", "16"]
     line += ["--steps", "3"]

@@ -83,12 +83,13 @@ class _SummedNLL(torch.autograd.Function):
         # The mean of all logits, and its gradients, follow from the mean row of the weights.
         mean_weight = weight.mean(0) if smoothing else None
         mean_bias = 0.0 if bias is None or not smoothing else bias.mean()
-        step = _chunk(rows, n_vocab)
+        step, wide = _chunk(rows, n_vocab), torch.promote_types(rows.dtype, torch.float32)
         for start in range(0, len(rows), step):
             h, t = rows[start : start + step], targets[start : start + step, None]
             logits = F.linear(h, weight, bias)
             wanted = logits.gather(1, t).float()
-            grad = logits.softmax(1)
+            # In float32 for what in bfloat16 is less than it rounds to.
+            grad = logits.softmax(1, dtype=wide if z_loss else None)
             del logits
             # What is less than the smallest float counts as that: 87 nats.
             likely = grad.gather(1, t)
@@ -100,8 +101,8 @@ class _SummedNLL(torch.autograd.Function):
                 total += nats.sum()
             if grad_rows is None:
                 continue
-            if z_loss:  # a factor so near to 1 that it is rounded only with what it multiplies
-                grad = (grad.float() * (1 + 2 * z_loss * (wanted + nats))).to(grad.dtype)
+            if z_loss:
+                grad = grad.mul_(1 + 2 * z_loss * (wanted + nats)).to(h.dtype)
                 likely = grad.gather(1, t)
             here = torch.arange(len(t), device=t.device)  # scatter_ copies everything to float32
             grad[here, t[:, 0]] = (likely + (smoothing - 1))[:, 0]

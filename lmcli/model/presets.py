@@ -56,14 +56,14 @@ N_BLOCK = 12 * 64**2  # of the sizes: k blocks of k heads of 64 have this times 
 
 
 def sized(
-    parameters: int, ratio: float, encoder: bool = False
+    parameters: int, ratio: float, encoder: bool = False, context_length: int = 0
 ) -> tuple[ModelConfig, dict[str, Any]]:
     """The shape of about so many parameters in its blocks, and how to train it on `ratio` tokens
     for each: one number k gives k blocks of k heads of 64 (docs/recipes.md), and as many of an
     `encoder`."""
     block = N_BLOCK * 28 / 12 if encoder else N_BLOCK  # with an encoder's and cross-attention
     k = max(1, round((parameters / block) ** (1 / 3)))
-    context = 256 if k <= 6 else 512 if k <= 10 else 1024
+    context = context_length or (256 if k <= 6 else 512 if k <= 10 else 1024)
     tokens = ratio * block * k**3
     batch = 2 ** max(0, round(math.log2(2 * math.sqrt(tokens) / context)))
     steps = max(1, math.ceil(tokens / (batch * context)))

@@ -42,6 +42,8 @@ AUTOMATIC = (
 )
 DECIDED = ("threads", "micro_batch_size", "compile", "budget")  # what a run itself may change
 SHAPE = {f.name for f in dataclasses.fields(ModelConfig)}
+SIZES = {"arch", "n_layers", "n_encoder_layers", "d_model", "n_heads", "n_kv_heads", "head_dim"}
+SIZES |= {"d_ff"}  # what --size or --budget would choose
 RATIO = 20.0  # tokens per parameter (Hoffmann et al. 2022)
 WORTH_COMPILING, SMALL_STEP = 900.0, 2e10  # seconds of a run; operations of a step
 # Operations a second that are likely reached, by device and precision.
@@ -208,8 +210,11 @@ def plan(root: Path, asked: Asked, say: bool = True) -> tuple[RunConfig, Dataset
             raise UsageError("--ratio is tokens per parameter of --size")
         base, usual = preset(asked.preset or "nano"), TRAINING.get(asked.preset or "", {})
         if size is not None:
-            base, usual = sized(size, ratio or RATIO, given.get("arch") == "encoder-decoder")
+            both = given.get("arch") == "encoder-decoder"
+            base, usual = sized(size, ratio or RATIO, both, given.get("context_length", 0))
             tokens = usual["steps"] * usual["batch_size"] * base.context_length
+            if dataset.sources:
+                usual |= {"micro_batch_size": 0}  # whose rows are many and short
         model = shape(base, given)
     else:
         if dial := {"size", "ratio"} & given.keys():
@@ -351,6 +356,10 @@ def changes(stored: RunConfig, current: TrainingConfig, asked: Asked) -> dict[st
     changes = {}
     for key, value in wanted.items():
         old = before[key]
+        if key == "warmup_steps" and stored.training.warmup_tokens:
+            continue  # which come before them
+        if key == "keep_last":
+            value = max(value, current.average_last)
         if value == old or (key in AUTOMATIC and value in (0, "auto")):
             continue
         if key in DECIDED and value == getattr(stored.training, key):

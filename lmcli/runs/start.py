@@ -31,11 +31,11 @@ from lmcli.metrics import perplexity, score
 from lmcli.model import lora
 from lmcli.model.presets import N_BLOCK, paced
 from lmcli.model.transformer import Transformer
-from lmcli.runs.config import RATIO, SHAPE, RunConfig, changes, parameters, plan
+from lmcli.runs.config import RATIO, SIZES, RunConfig, changes, parameters, plan
 from lmcli.signals import StopRequest
 from lmcli.text.segments import Source, read
 from lmcli.text.tokenizer import Tokenizer
-from lmcli.training import checkpoint, precision
+from lmcli.training import checkpoint, events, precision
 from lmcli.training.optimizers import Optimizer
 from lmcli.training.precision import Working
 from lmcli.training.step import gradients
@@ -82,7 +82,8 @@ def fit_budget(root: Path, asked: Asked) -> Asked:
         raise UsageError("--budget derives the steps; leave out one of --budget and --steps")
     TrainingConfig(budget=given["budget"])  # whether it is one
     seconds = parse_duration(given["budget"])
-    by_size = not (asked.preset or asked.origin or given.keys() & SHAPE)
+    own = asked.preset or asked.origin or given.keys() & SIZES
+    by_size = "size" in given or not own
     free = by_size and "size" not in given
     wanted = given.get("ratio") or BUDGET_RATIO
     size, ratio, sized = given.get("size") or 8 * N_BLOCK, RATIO, given
@@ -200,6 +201,8 @@ def open_trainer(root: Path, run: Path, asked: Asked) -> Trainer | None:
     step = state.step
     current = stored.now(run)
     change = changes(stored, current, asked)
+    if change.get("steps") == stored.training.steps and events.stopped_early(run):
+        del change["steps"]  # the same command again
     for problem in inventory.log_problems(run, layout.PERF):
         console.warn(f"{problem}; it holds timings only, the run goes on")
     if (run / layout.STATUS).exists() and not inventory.believed(run):

@@ -22,6 +22,12 @@ def read(run: Path) -> list[dict[str, Any]]:
     return inventory.read_log(run, layout.EVENTS)
 
 
+def stopped_early(run: Path) -> bool:
+    """Whether `patience` was what set the steps last: to those that were done."""
+    ends = [event for event in read(run) if "steps" in event.get("change", {})]
+    return bool(ends) and ends[-1]["change"]["steps"] == ends[-1]["step"]
+
+
 def changed(config: TrainingConfig, event: dict[str, Any]) -> TrainingConfig:
     """The settings after a decision."""
     try:

@@ -141,7 +141,7 @@ class Trainer:
         """
         self._until = until
         # Once: a rewind gives no time back.
-        self._began = time.monotonic() - _seconds(self.run, self.state.step)
+        self._began = time.monotonic() - _seconds(self.run)
         self._status("running", None, "")
         try:
             trace, left = Path(f"{self.run.name}.trace.json"), self.config.steps - self.state.step
@@ -334,6 +334,7 @@ class Trainer:
 
     def _save(self) -> None:
         self.metrics.sync()
+        self._log_time(self.state.step)
         self.perf.sync()
         self.state = dataclasses.replace(
             self.state, metrics_bytes=self.metrics.length, metrics_sha256=self.metrics.sha256
@@ -358,12 +359,12 @@ def _every(n: int, step: int) -> bool:
     return n > 0 and step % n == 0
 
 
-def _seconds(run: Path, step: int) -> float:
-    """How long the run had taken up to a step; a log of timings that cannot be read is no reason
-    to stop."""
+def _seconds(run: Path) -> float:
+    """How long the run has taken, lost steps included; a log of timings that cannot be read is no
+    reason to stop."""
     try:
         log = inventory.read_log(run, layout.PERF)
-        return max((r["seconds"] for r in log if r["step"] <= step), default=0.0)
+        return max((r["seconds"] for r in log), default=0.0)
     except DataError as error:
         console.warn(f"times start from 0: {error}")
         return 0.0

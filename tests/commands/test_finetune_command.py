@@ -181,8 +181,9 @@ def test_early_stopping_is_a_decision_that_resuming_keeps(cli, root):
     assert result.code == 0 and "no better for 3 validations; stopped" in result.err
     status = files.read_sealed(root / "runs/e" / layout.STATUS)
     assert status["state"] == "finished" and status["step"] == status["steps"] < 200
-    assert cli("train", "--name", "e").code == 0
-    assert files.read_sealed(root / "runs/e" / layout.STATUS)["step"] == status["step"]
+    for again in (["train", "--name", "e"], line):
+        assert cli(*again).code == 0
+        assert files.read_sealed(root / "runs/e" / layout.STATUS)["step"] == status["step"]
 
 
 def test_a_prompt_at_validation_is_cut_as_sample_cuts_it(cli, root, tmp_path, monkeypatch):
