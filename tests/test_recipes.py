@@ -174,8 +174,22 @@ def test_a_profile_is_a_trace(cli, tiny_copy):
 
 def test_shares_of_the_time_are_logged(tiny):
     last = [r for r in log(tiny, "base") if "tokens_per_second" in r][-1]
-    parts = [last[f"{part}_share"] for part in ("data", "optimizer", "eval", "save")]
-    assert all(0 < part < 1 for part in parts) and sum(parts) < 1
+    names = ("data", "optimizer", "eval", "save", "forward_backward")
+    parts = [last[f"{part}_share"] for part in names]
+    assert all(0 < part < 1 for part in parts) and sum(parts) == pytest.approx(1, abs=0.001)
+
+
+def test_shares_of_the_time_are_shown_and_the_peak_where_it_means_something(cli, tiny_copy):
+    from lmcli.training.clock import Clock
+
+    said = train(cli, *TINY, "--name", "shown", "--steps", "3").err
+    assert " % forward and backward, " in said and " % optimizer" in said
+    assert ": it would not pay back here" in said
+    model = load(tiny_copy, "base", "last").engine.model.float()
+    machine = precision.resolve("cpu", "float32", 1)
+    assert Clock(model, machine).known and not Clock(model, machine, of_pairs=True).known
+    model.embed.weight.requires_grad_(False)
+    assert not Clock(model, machine).known
 
 
 def test_precision_follows_the_machine(monkeypatch, tmp_path):

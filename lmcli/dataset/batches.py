@@ -34,6 +34,8 @@ class Batch:
 class Batches(ABC):
     """Where a step's rows come from; `index` is that of a global batch of `batch_size`, from 0."""
 
+    of_pairs = False
+
     @abstractmethod
     def members(self, index: int, batch_size: int) -> np.ndarray:
         """The numbers of what is in global batch `index`."""
@@ -56,6 +58,7 @@ class Ahead(Batches):
 
     def __init__(self, batches: Batches) -> None:
         self._batches, self._pool = batches, ThreadPoolExecutor(1)
+        self.of_pairs = batches.of_pairs
         self._next: dict[tuple[int, ...], Future[list[Batch]]] = {}
 
     def members(self, index: int, batch_size: int) -> np.ndarray:

@@ -149,6 +149,8 @@ class Pairs(Batches):
     included unless they are packed; of `even` batches `_even` so many.
     """
 
+    of_pairs = True
+
     def __init__(
         self,
         reader: Examples,

@@ -269,8 +269,11 @@ def plan(root: Path, asked: Asked, say: bool = True) -> tuple[RunConfig, Dataset
         keep_last=max(training.keep_last, training.average_last),
     )
     if say:
-        how = f"{machine.device}, {machine.dtype}, {machine.threads} threads, compile {compiled}"
-        console.say(f"{how}: {machine.why}")
+        why = "as asked"
+        if given.get("compile", "auto") == "auto":
+            why = "it pays back in this run" if compiled == "on" else "it would not pay back here"
+        how = f"{machine.device}, {machine.dtype}, {machine.threads} threads"
+        console.say(f"{how}: {machine.why}; compile {compiled}: {why}")
     named = {"name": data, "id": dataset.manifest.id}
     return RunConfig(model, training, named, origin, tuning), dataset, begin
 

@@ -19,8 +19,10 @@ WARM = 3  # steps that a profile leaves out
 class Clock:
     """Times this session of a run."""
 
-    def __init__(self, model: Transformer, machine: Machine) -> None:
+    def __init__(self, model: Transformer, machine: Machine, of_pairs: bool = False) -> None:
         self.model, self.machine = model, machine
+        # Where all that is computed are tokens that count, with gradients of all weights.
+        self.known = not of_pairs and all(p.requires_grad for p in model.parameters())
         self.parts: defaultdict[str, float] = defaultdict(float)
         self.first = time.monotonic()
         self.steps = self.tokens = 0
@@ -60,10 +62,11 @@ class Clock:
         return (now - self.first) / max(1, self.steps - 1)
 
     def shares(self) -> dict[str, float]:
-        """The share of this session that went to data, optimizer, validation and saving; the rest
-        is the forward and backward pass."""
+        """The share of this session that went to data, optimizer, validation and saving, and the
+        rest, which is the forward and backward pass."""
         total = max(time.monotonic() - self.first, 1e-9)
-        found = {f"{part}_share": round(spent / total, 4) for part, spent in self.parts.items()}
+        parts = self.parts | {"forward_backward": max(0.0, total - sum(self.parts.values()))}
+        found = {f"{part}_share": round(spent / total, 4) for part, spent in parts.items()}
         return found | ({"mfu": round(self.mfu, 4)} if self.peak else {})
 
     @property
@@ -79,9 +82,16 @@ class Clock:
             self.peak = self.machine.matmul_peak()
         return self.rate * self.flops / self.peak
 
+    def summary(self) -> str:
+        """`time: 88 % forward and backward, 7 % optimizer, ..`, the largest share first."""
+        names = {"forward_backward": "forward and backward", "eval": "validation", "save": "saving"}
+        shares = {k.removesuffix("_share"): v for k, v in self.shares().items() if k != "mfu"}
+        ordered = sorted(shares.items(), key=lambda item: -item[1])
+        return "time: " + ", ".join(f"{100 * v:.0f} % {names.get(k, k)}" for k, v in ordered)
+
     def shown(self) -> str:
         """For the progress line."""
-        used = f"  {self.mfu:.0%} of peak" if self.settled else ""
+        used = f"  {self.mfu:.0%} of peak" if self.settled and self.known else ""
         return f"{show_count(self.rate)} tok/s{used}"
 
     @contextlib.contextmanager

@@ -79,7 +79,7 @@ class Trainer:
         self.working = Working(model, machine, compiled, config.recompute)
         self.perf = files.Log(run / layout.PERF)
         self.state = checkpoint.START
-        self.clock, self.profile = Clock(model, machine), profile
+        self.clock, self.profile = Clock(model, machine, batches.of_pairs), profile
         self._until: int | None = None
         self.contention = Contention(config.threads, self.config.threads)
 
@@ -155,6 +155,8 @@ class Trainer:
                 self._status(kind, code, reason)
             raise
         self._status("finished", 0, "")
+        if self.clock.steps > 1:
+            console.say(self.clock.summary())
 
     def _loop(self, stop: StopRequest) -> None:
         saved, clock = self.state.step, self.clock
