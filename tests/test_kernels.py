@@ -86,6 +86,23 @@ def test_a_weights_gradient_in_parts_is_the_whole_one():
     torch.testing.assert_close(kernels.weight_grad(grad, x), grad.T @ x, rtol=1e-4, atol=1e-3)
 
 
+def test_sums_of_many_parts_keep_what_is_small(monkeypatch):
+    """Gradients of many rows that point the same way, a weight's and the output layer's."""
+    monkeypatch.setattr(kernels, "ROWS", 4)
+    monkeypatch.setattr(kernels, "LARGE", 1)
+    monkeypatch.setattr("lmcli.model.loss._chunk", lambda *_: 4)
+    x, grad = 1 + torch.rand(4000, 32).bfloat16(), 1 + torch.rand(4000, 24).bfloat16()
+    exact = grad.double().T @ x.double()
+    assert (kernels.weight_grad(grad, x) - exact).norm() < 0.004 * exact.norm()
+    model = make(init="gpt2", vocab_size=64).bfloat16()
+    targets = torch.zeros(4000, dtype=torch.long)
+    summed_nll(model, x, targets).backward()
+    weight = model.output_weight
+    logits = x.double() @ weight.detach().double().T
+    exact = (logits.softmax(1) - F.one_hot(targets, 64)).T @ x.double()
+    assert (weight.grad - exact).norm() < 0.006 * exact.norm()
+
+
 def test_z_loss_has_its_written_gradient():
     model = make().double()
     hidden = torch.randn(7, 32, dtype=torch.float64, requires_grad=True)

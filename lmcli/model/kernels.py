@@ -13,6 +13,7 @@ from torch import Tensor, nn
 # Saved attention weights of one layer; beyond this torch's own kernel, which keeps none.
 MOST_SAVED = 2**28
 ROWS, LARGE = 512, 2**18  # of a weight's gradient at a time, where it has so many numbers
+PARTS = 16  # that are added up in bfloat16; sums of many lose the small ones
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -57,6 +58,12 @@ def weight_grad(grad: Tensor, x: Tensor) -> Tensor:
     reads a transposed bfloat16 matrix of many rows at half the speed."""
     if len(x) <= 2 * ROWS or x.shape[1] * grad.shape[1] < LARGE:
         return grad.T @ x
+    if len(x) > PARTS * ROWS:
+        several = zip(*(torch.split(each, PARTS * ROWS) for each in (grad, x)), strict=True)
+        total = torch.zeros(grad.shape[1], x.shape[1])
+        for part in several:
+            total += weight_grad(*part)
+        return total.to(x.dtype)
     total = grad[:ROWS].T @ x[:ROWS]
     for start in range(ROWS, len(x), ROWS):
         total.addmm_(grad[start : start + ROWS].T, x[start : start + ROWS])

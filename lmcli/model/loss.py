@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lmcli.model.kernels import PARTS
 from lmcli.model.transformer import Transformer
 
 # Of logits at a time: those of a large vocabulary are never whole.
@@ -84,6 +85,7 @@ class _SummedNLL(torch.autograd.Function):
         mean_weight = weight.mean(0) if smoothing else None
         mean_bias = 0.0 if bias is None or not smoothing else bias.mean()
         step, wide = _chunk(rows, n_vocab), torch.promote_types(rows.dtype, torch.float32)
+        kept: Tensor | None = None  # sums of PARTS chunks
         for start in range(0, len(rows), step):
             h, t = rows[start : start + step], targets[start : start + step, None]
             logits = F.linear(h, weight, bias)
@@ -113,6 +115,11 @@ class _SummedNLL(torch.autograd.Function):
                 grad_rows[start : start + step].sub_(mean_weight, alpha=smoothing)
             if grad_weight is not None:
                 grad_weight.addmm_(grad.T, h)
+                if start and start % (PARTS * step) == 0 and wide != rows.dtype:
+                    kept = grad_weight.to(wide) if kept is None else kept.add_(grad_weight)
+                    grad_weight.zero_()
+        if grad_weight is not None and kept is not None:
+            grad_weight.copy_(kept.add_(grad_weight))
         if smoothing and grad_weight is not None:
             grad_weight.sub_(rows.sum(0), alpha=smoothing / n_vocab)
         if smoothing and grad_bias is not None:
