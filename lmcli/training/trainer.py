@@ -70,7 +70,7 @@ class Trainer:
         self.run, self.model, self.optimizer, self.batches = run, model, optimizer, batches
         self.machine, self.evaluate = machine, evaluate
         self._configs = [(0, config)]
-        self._skips: dict[int, str] = {}
+        self._skips: dict[int, str] = {}  # by the batch, which a rewind gives to another step
         self._rewinds: list[tuple[int, int]] = []  # step, batches left out after it
         self.events = files.Log(run / layout.EVENTS)
         for event in events.read(run):
@@ -107,7 +107,7 @@ class Trainer:
         elif "rewind" in event:
             self._rewinds.append((step, event["rewind"]))
         else:
-            self._skips[step] = event["skip"]
+            self._skips[self.batch_index(step)] = event["skip"]
 
     def decide(self, event: dict[str, Any]) -> None:
         """Puts a decision into the run, durably, before anything follows from it."""
@@ -226,8 +226,9 @@ class Trainer:
         loss, grad_norm, tokens = self._gradients(step)
         config, recent = self.config_at(step), self.state.recent
         lr = config.lr * lr_factor(config, step)
-        if step in self._skips:
-            verdict = Verdict("skip", self._skips[step])
+        known = self._skips.get(self.batch_index(step))
+        if known is not None:
+            verdict = Verdict("skip", known)
         else:
             verdict = health.judge(config, loss, grad_norm, recent)
         if verdict.action == "apply":
@@ -240,7 +241,7 @@ class Trainer:
         else:
             numbers = {"lr": lr, "skipped": verdict.why}
             self.optimizer.zero_grad()
-            if step not in self._skips:
+            if known is None:
                 self._leave_out(step, verdict, progress)
             if verdict.action == "rewind":
                 return None

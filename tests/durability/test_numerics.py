@@ -94,6 +94,19 @@ def test_a_skip_is_replayed_although_the_number_is_fine_the_second_time(cli, tin
     assert digest(run) == end
 
 
+def test_after_a_rewind_a_skipped_step_has_another_batch(cli, tiny_copy, poison):
+    poison({6: math.nan})
+    assert cli(*LINE, "--on-nonfinite", "skip").code == 0
+    run = tiny_copy / "runs/r"
+    assert "skipped" in metrics(run)[5]
+    for step in (8, 12):
+        files.remove(layout.checkpoint(run, step))
+    poison({7: math.nan})
+    result = cli("train", "--name", "r", "--on-nonfinite", "rewind")
+    assert result.code == 0 and "back to step 4, leaving out 3 batches" in result.err
+    assert not any("skipped" in record for record in metrics(run))
+
+
 def test_rewind_goes_back_and_leaves_out_the_data(cli, tiny_copy, poison):
     taken = poison({7: math.nan})
     line = [*LINE, "--on-nonfinite", "rewind"]
