@@ -162,7 +162,7 @@ def train_lmcli(work: Path, batch_tokens: int, updates: int) -> float:
     at: dict[int, dict[str, float]] = {}
     for file in ("metrics.jsonl", "perf.jsonl"):
         for row in map(json.loads, (work / "runs/speed" / file).read_text().splitlines()):
-            if "val_loss" not in row:
+            if row.keys() & {"loss", "tokens_per_second"}:  # not of a validation or save
                 at.setdefault(row["step"], {}).update(row)
     first, last = at[WARM], at[updates]
     return (last["tokens"] - first["tokens"]) / (last["seconds"] - first["seconds"])

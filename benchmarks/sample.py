@@ -31,7 +31,8 @@ RIVALS = {
     "equal16": "lmcli-bfloat16,generate-bfloat16",
     "equal64": "lmcli-bfloat16,generate-bfloat16",
 }
-LEAST = {  # times generate: in float32 for `one`, else in bfloat16
+BASE = {"one": "generate-float32"}
+LEAST = {  # times BASE, or generate in bfloat16
     "one": {"lmcli-bfloat16": 1.8, "lmcli-int8": 2.2, "lmcli-int4": 3.5},
     "mixed": {"lmcli-bfloat16": 2.0},
     "equal16": {"lmcli-bfloat16": 1.2},
@@ -239,7 +240,7 @@ def main() -> None:
         for name in names:
             ratios = [a / b for a, b in zip(rates[name], rates[against], strict=True)]
             print(f"| {name} | {spread(rates[name], '{:,.1f}')} | {spread(ratios)} |", flush=True)
-            if name in LEAST[task]:
+            if name in LEAST[task] and against == BASE.get(task, "generate-bfloat16"):
                 limits.append((f"{task}, {name}", statistics.median(ratios), LEAST[task][name]))
     verdict(limits)
 

@@ -82,6 +82,8 @@ def test_what_a_setting_raises_or_replaces_is_no_change(cli, tiny_copy):
     training = RunConfig.read(tiny_copy / "runs/r").training
     assert (training.keep_last, training.warmup_steps) == (3, 3)
     assert train(cli, *line, "--keep-last", "4").code == 78
+    other = cli("train", "--name", "r", "--warmup-steps", "5")
+    assert other.code == 78 and "--warmup-steps 5" in other.err
 
 
 def test_time_since_the_last_line_of_the_log_counts(cli, tiny_copy):

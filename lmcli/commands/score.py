@@ -208,7 +208,8 @@ def _answer_likelihoods(
         if sources is not None:
             if (before := next(sources, None)) is None:
                 raise DataError(f"{where}: --source {source} has fewer lines")
-            return {"source": before, "target": line} if line else {}, before, line, end
+            both = {"source": before, "target": line} if line or pairs else {}
+            return both, before, line, end
         if not pairs:
             return {"text": line}, None, line, end
         prompt, tab, text = line.partition("\t")
@@ -222,7 +223,7 @@ def _answer_likelihoods(
         while (found := arrivals.take(256, True)) is not None:
             values_of = loaded.likelihoods([row[1:] for row in found])
             for (record, *_), values in zip(found, values_of, strict=True):
-                if not record:
+                if not (record and values):  # blank, or without a token that counts
                     console.answer("")
                     continue
                 logprob = math.fsum(values)

@@ -94,7 +94,7 @@ def likelihoods(
             found = list(halves(ids, eos, context))
         else:
             kept = np.array(target[:context], dtype=np.int64)
-            found = [Example(kept, len(kept), np.array(engine.fit_prompt(prompt)))]
+            found = [Example(kept, len(kept), np.array(engine.fit_prompt(prompt)))][: len(kept)]
         examples += found
         owners += [i] * len(found)
     nats = dict(score_examples(engine, examples, batch_tokens))

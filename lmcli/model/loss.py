@@ -78,13 +78,13 @@ class _SummedNLL(torch.autograd.Function):
         total = rows.new_zeros((), dtype=torch.float32)
         grad_rows = torch.empty_like(rows) if learns else None
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        grad_bias = None
+        grad_bias, wide = None, torch.promote_types(rows.dtype, torch.float32)
         if bias is not None and ctx.needs_input_grad[2]:
-            grad_bias = torch.zeros_like(bias)
+            grad_bias = torch.zeros_like(bias, dtype=wide)
         # The mean of all logits, and its gradients, follow from the mean row of the weights.
         mean_weight = weight.mean(0) if smoothing else None
         mean_bias = 0.0 if bias is None or not smoothing else bias.mean()
-        step, wide = _chunk(rows, n_vocab), torch.promote_types(rows.dtype, torch.float32)
+        step = _chunk(rows, n_vocab)
         kept: Tensor | None = None  # sums of PARTS chunks
         for start in range(0, len(rows), step):
             h, t = rows[start : start + step], targets[start : start + step, None]
@@ -109,7 +109,7 @@ class _SummedNLL(torch.autograd.Function):
             here = torch.arange(len(t), device=t.device)  # scatter_ copies everything to float32
             grad[here, t[:, 0]] = (likely + (smoothing - 1))[:, 0]
             if grad_bias is not None:
-                grad_bias += grad.sum(0)
+                grad_bias += grad.sum(0, dtype=wide)
             torch.mm(grad, weight, out=grad_rows[start : start + step])
             if mean_weight is not None:
                 grad_rows[start : start + step].sub_(mean_weight, alpha=smoothing)
@@ -124,6 +124,8 @@ class _SummedNLL(torch.autograd.Function):
             grad_weight.sub_(rows.sum(0), alpha=smoothing / n_vocab)
         if smoothing and grad_bias is not None:
             grad_bias -= smoothing * len(rows) / n_vocab
+        if grad_bias is not None and bias is not None:
+            grad_bias = grad_bias.to(bias.dtype)
         ctx.save_for_backward(grad_rows, grad_weight, grad_bias)
         return total
 

@@ -359,10 +359,10 @@ def changes(stored: RunConfig, current: TrainingConfig, asked: Asked) -> dict[st
     changes = {}
     for key, value in wanted.items():
         old = before[key]
-        if key == "warmup_steps" and stored.training.warmup_tokens:
+        if key == "warmup_steps" and wanted.get("warmup_tokens"):
             continue  # which come before them
-        if key == "keep_last":
-            value = max(value, current.average_last)
+        if key == "keep_last" and max(value, current.average_last) == old:
+            continue
         if value == old or (key in AUTOMATIC and value in (0, "auto")):
             continue
         if key in DECIDED and value == getattr(stored.training, key):

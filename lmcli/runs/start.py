@@ -201,7 +201,8 @@ def open_trainer(root: Path, run: Path, asked: Asked) -> Trainer | None:
     step = state.step
     current = stored.now(run)
     change = changes(stored, current, asked)
-    if change.get("steps") == stored.training.steps and events.stopped_early(run):
+    planned = events.stopped_early(run, stored.training.steps)
+    if planned is not None and change.get("steps") == planned:
         del change["steps"]  # the same command again
     for problem in inventory.log_problems(run, layout.PERF):
         console.warn(f"{problem}; it holds timings only, the run goes on")

@@ -87,7 +87,9 @@ class Clock:
         names = {"forward_backward": "forward and backward", "eval": "validation", "save": "saving"}
         shares = {k.removesuffix("_share"): v for k, v in self.shares().items() if k != "mfu"}
         ordered = sorted(shares.items(), key=lambda item: -item[1])
-        return "time: " + ", ".join(f"{100 * v:.0f} % {names.get(k, k)}" for k, v in ordered)
+        return "time: " + ", ".join(
+            f"{100 * v:.0f} % {names.get(k, k)}" for k, v in ordered if v >= 0.005
+        )
 
     def shown(self) -> str:
         """For the progress line."""

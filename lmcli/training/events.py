@@ -22,10 +22,15 @@ def read(run: Path) -> list[dict[str, Any]]:
     return inventory.read_log(run, layout.EVENTS)
 
 
-def stopped_early(run: Path) -> bool:
-    """Whether `patience` was what set the steps last: to those that were done."""
-    ends = [event for event in read(run) if "steps" in event.get("change", {})]
-    return bool(ends) and ends[-1]["change"]["steps"] == ends[-1]["step"]
+def stopped_early(run: Path, steps: int) -> int | None:
+    """How many steps there were to be, at first `steps`, when `patience` ended the run; else None.
+
+    It sets the steps to those that were done.
+    """
+    ends = [(e["step"], e["change"]["steps"]) for e in read(run) if "steps" in e.get("change", {})]
+    if not ends or ends[-1][0] != ends[-1][1]:
+        return None
+    return ends[-2][1] if len(ends) > 1 else steps
 
 
 def changed(config: TrainingConfig, event: dict[str, Any]) -> TrainingConfig:

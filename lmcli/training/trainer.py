@@ -51,7 +51,7 @@ class Trainer:
     """A run that is being trained: `fit()` goes from its state to the last step.
 
     `events` of the run are replayed: from the step after one, the config has its changes, the
-    batches it left out are left out, and a step that was skipped is skipped again.
+    batches it left out are left out, and a batch that was skipped is skipped again.
     `evaluate` returns the numbers to log, `val_loss` (nats per token) among them. `profile`
     is the number of steps to trace.
     """
@@ -155,7 +155,7 @@ class Trainer:
                 self._status(kind, code, reason)
             raise
         self._status("finished", 0, "")
-        if self.clock.steps > 1:
+        if until is None and self.clock.steps > 1:
             console.say(self.clock.summary())
 
     def _loop(self, stop: StopRequest) -> None:

@@ -184,6 +184,11 @@ def test_early_stopping_is_a_decision_that_resuming_keeps(cli, root):
     for again in (["train", "--name", "e"], line):
         assert cli(*again).code == 0
         assert files.read_sealed(root / "runs/e" / layout.STATUS)["step"] == status["step"]
+    further = ["train", "--name", "e", "--steps", "300"]
+    assert cli(*further).code == 0
+    second = files.read_sealed(root / "runs/e" / layout.STATUS)["step"]
+    assert status["step"] < second < 300 and cli(*further).code == 0
+    assert files.read_sealed(root / "runs/e" / layout.STATUS)["step"] == second
 
 
 def test_a_prompt_at_validation_is_cut_as_sample_cuts_it(cli, root, tmp_path, monkeypatch):
@@ -429,3 +434,6 @@ def test_how_likely_pairs_are(cli, root, run):
     # an empty target has the probability of its <eos>; an empty line has none
     empty, blank = cli("score", "--model", run, input="abcd\t\n\n").out.splitlines()
     assert empty.split("\t")[1] == "1" and blank == ""
+    assert cli("score", "--model", run, "--no-end", input="abcd\t\n").out == "\n"
+    Path("t.txt").write_text("\n")
+    assert cli("score", "--model", run, "t.txt", "--source", "s.txt").out.splitlines()[0] == empty
