@@ -45,27 +45,73 @@ def test_the_written_gradient_of_attention_is_the_true_one(bias):
     mask = mask if bias != "none" else torch.zeros(())
 
     def ours(q, k, v, mask):
-        return _Attention.apply(q, k, v, mask, 0.7, 0.0)
+        return _Attention.apply(q, k, v, mask, False, 0.7, 0.0)
 
     assert torch.autograd.gradcheck(ours, (q, k, v, mask.double()))
     plain = F.scaled_dot_product_attention(q, k, v, mask.expand(2, 3, 5, 6), scale=0.7)
     torch.testing.assert_close(ours(q, k, v, mask.double()), plain, rtol=0, atol=1e-12)
 
 
-def test_dropped_attention_has_the_gradient_of_what_was_kept():
+@pytest.mark.parametrize("n_keys", [8, 11])
+def test_causal_attention_some_queries_at_a_time_is_the_whole_one(n_keys, monkeypatch):
+    monkeypatch.setattr(kernels, "QUERIES", 3)
+    q, k, v = (torch.randn(2, 3, n, 4, dtype=torch.float64) for n in (8, n_keys, n_keys))
+    given = [x.requires_grad_() for x in (q, k, v)]
+    none = torch.zeros((), dtype=torch.float64)
+
+    def ours(q, k, v):
+        return _Attention.apply(q, k, v, none, True, 0.7, 0.0)
+
+    assert torch.autograd.gradcheck(ours, given)
+    seen = torch.ones(8, n_keys, dtype=torch.bool).tril(n_keys - 8)
+    plain = F.scaled_dot_product_attention(q, k, v, seen, scale=0.7)
+    torch.testing.assert_close(ours(*given), plain, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_dropped_attention_has_the_gradient_of_what_was_kept(causal, monkeypatch):
+    monkeypatch.setattr(kernels, "QUERIES", 6)
     q, k, v = (torch.randn(1, 2, 16, 4, dtype=torch.float64).requires_grad_() for _ in range(3))
 
     def ours(*qkv):
         torch.manual_seed(0)
-        return _Attention.apply(*qkv, torch.zeros(()).double(), 0.5, 0.4)
+        return _Attention.apply(*qkv, torch.zeros(()).double(), causal, 0.5, 0.4)
 
     assert torch.autograd.gradcheck(ours, (q, k, v))
-    assert not torch.allclose(ours(q, k, v), F.scaled_dot_product_attention(q, k, v, scale=0.5))
+    plain = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=0.5)
+    assert not torch.allclose(ours(q, k, v), plain)
+    k.data.zero_()
+    v.data.fill_(1.0)
+    shares = ours(q, k, v)[..., 0]  # of the weights of each query that were kept, times 1 / 0.6
+    assert 0.6 < shares.mean() < 1.4
+    if causal:
+        first = shares[0, :, 0] * 0.6  # one key only
+        assert ((first - first.round()).abs() < 1e-4).all()
+
+
+def test_random_bits_are_balanced_apart_and_their_seeds(monkeypatch):
+    """Each bit of 64, neighbours at every distance of two lanes, parts of the whole, two calls."""
+    monkeypatch.setattr(kernels, "CACHED", 2**14)
+    n = 2**18
+    torch.manual_seed(1)
+    one, two = kernels.random_bits(n), kernels.random_bits(n)
+    torch.manual_seed(1)
+    assert torch.equal(one, kernels.random_bits(n)) and len(one) == n
+    signs = torch.stack([(one >> i & 1) for i in range(64)]).float() * 2 - 1
+    assert signs.mean(1).abs().max() < 5 / n**0.5
+    for distance in (1, 2, 64, 2**14):
+        along = signs[:, :-distance] @ signs[:, distance:].T / (n - distance)
+        assert along.abs().max() < 6 / n**0.5
+    other = torch.stack([(two >> i & 1) for i in range(64)]).float() * 2 - 1
+    assert (signs @ other.T / n).abs().max() < 6 / n**0.5
+    among = signs @ signs.T / n
+    assert (among - torch.eye(64)).abs().max() < 6 / n**0.5
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_attention_in_bfloat16_is_torchs(kv_heads):
+def test_attention_in_bfloat16_is_torchs(kv_heads, monkeypatch):
     """Causal, with fewer key heads, and with a row of the mask that sees nothing but padding."""
+    monkeypatch.setattr(kernels, "QUERIES", 16)
     q, grad = torch.randn(2, 2, 4, 33, 16).bfloat16()
     k, v = torch.randn(2, 2, kv_heads, 33, 16).bfloat16()
     seen = torch.rand(2, 1, 33, 33) > 0.4

@@ -13,6 +13,10 @@ from torch import Tensor, nn
 # Saved attention weights of one layer; beyond this torch's own kernel, which keeps none.
 MOST_SAVED = 2**28
 ROWS, LARGE = 512, 2**18  # of a weight's gradient at a time, where it has so many numbers
+QUERIES = 256  # of causal attention at a time
+GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # of SplitMix64, as int64
+MIX = (30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64)
+CACHED = 2**17  # of its numbers at a time
 PARTS = 16  # that are added up in bfloat16; sums of many lose the small ones
 
 
@@ -128,9 +132,34 @@ class Dropout(nn.Module):
 
 def keep(x: Tensor, share: int) -> Tensor:
     """Factors like x, 0 for `share` of 65,536 entries, that keep the mean."""
-    bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-    kept = bits.view(torch.int16)[: x.numel()].view(x.shape) >= share - 2**15
-    return kept.to(x.dtype).mul_(2**16 / (2**16 - share))
+    bits, factor = random_bits((x.numel() + 3) // 4), 2**16 / (2**16 - share)
+    kept = bits.view(torch.int16)[: x.numel()].view(x.shape).ge_(share - 2**15)  # 0 or 1
+    if x.itemsize == 2:  # the bits of 0 or of the factor, without a conversion
+        pattern = torch.tensor(factor, dtype=x.dtype).view(torch.int16)
+        return kept.mul_(pattern).view(x.dtype)
+    return kept.to(x.dtype).mul_(factor)
+
+
+def random_bits(n: int) -> Tensor:
+    """[n] random int64.
+
+    SplitMix64 (Steele et al. 2014) from a place that torch's generator draws, with arithmetic
+    shifts and without the last one: on all cores, where torch draws every number on one.
+    """
+    out = torch.empty(n, dtype=torch.int64)
+    if torch.compiler.is_compiling():
+        return out.random_(-(2**63), None)
+    place = torch.empty((), dtype=torch.int64).random_(-(2**63), None)
+    steps = torch.arange(min(n, CACHED)).mul_(GOLDEN)
+    shifted = torch.empty_like(steps)
+    for part in torch.split(out, CACHED):
+        shift = shifted[: len(part)]
+        torch.add(steps[: len(part)], place, out=part)
+        for distance, factor in MIX:
+            torch.bitwise_right_shift(part, distance, out=shift)
+            part.bitwise_xor_(shift).mul_(factor)
+        place += steps[-1] + GOLDEN
+    return out
 
 
 def attend(
@@ -149,12 +178,11 @@ def attend(
             k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
         if mask is None:
             bias = q.new_zeros(())
-            if causal:
-                shape, least = (q.shape[2], k.shape[2]), torch.finfo(q.dtype).min
-                bias = q.new_full(shape, least).triu_(1 + shape[1] - shape[0])
         else:
             bias = mask if mask.is_floating_point() else as_bias(mask, q.dtype)
-        out: Tensor = _Attention.apply(q, k, v, bias, scale, dropout)  # type: ignore[no-untyped-call]
+        out: Tensor = _Attention.apply(  # type: ignore[no-untyped-call]
+            q, k, v, bias, causal, scale, dropout
+        )
         return out
     return F.scaled_dot_product_attention(
         q, k, v, mask, dropout, causal, scale=scale, enable_gqa=groups > 1
@@ -169,41 +197,74 @@ def as_bias(seen: Tensor, dtype: torch.dtype) -> Tensor:
     )
 
 
+def joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
 class _Attention(torch.autograd.Function):
-    """Batched matrix products around a saved softmax."""
+    """Batched matrix products around a saved softmax; causal ones of some queries at a time, with
+    the keys up to theirs."""
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, dropout: float
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        bias: Tensor,
+        causal: bool,
+        scale: float,
+        dropout: float,
     ) -> Tensor:
         b, h, t, d = q.shape
         q, k, v = q.reshape(-1, t, d), k.reshape(b * h, -1, d), v.reshape(b * h, -1, d)
-        if bias.ndim <= 2:
-            logits = torch.baddbmm(bias, q, k.mT, alpha=scale)
-        else:
-            logits = torch.baddbmm(bias.new_zeros(()), q, k.mT, beta=0, alpha=scale)
-            logits.view(b, h, t, -1).add_(bias)
-        weights = logits.softmax(-1)
-        kept = keep(weights, round(dropout * 2**16)) if dropout else None
-        ctx.save_for_backward(q, k, v, weights, kept)
+        ctx.step = QUERIES if causal else t
         ctx.scale, ctx.bias_shape = scale, bias.shape
-        return torch.bmm(weights if kept is None else weights * kept, v).view(b, h, t, d)
+        outs, saved = list[Tensor](), list[Tensor | None]()
+        for start in range(0, t, ctx.step):
+            some = q[:, start : start + ctx.step]
+            n_keys = k.shape[1] - t + start + some.shape[1]
+            seen = k[:, :n_keys].mT
+            if causal:
+                least = torch.finfo(q.dtype).min
+                bias = q.new_full((some.shape[1], n_keys), least).triu_(1 + n_keys - some.shape[1])
+            if bias.ndim <= 2:
+                logits = torch.baddbmm(bias, some, seen, alpha=scale)
+            else:
+                logits = torch.baddbmm(bias.new_zeros(()), some, seen, beta=0, alpha=scale)
+                logits.view(b, h, t, -1).add_(bias)
+            weights = logits.softmax(-1)
+            kept = keep(weights, round(dropout * 2**16)) if dropout else None
+            saved += [weights, kept]
+            outs.append(torch.bmm(weights if kept is None else weights * kept, v[:, :n_keys]))
+        ctx.save_for_backward(q, k, v, *saved)
+        return joined(outs).view(b, h, t, d)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, weights, kept = ctx.saved_tensors
+        q, k, v, *saved = ctx.saved_tensors
         b, h, t, d = grads[0].shape
-        grad = grads[0].reshape(-1, t, d)
-        used = weights if kept is None else weights * kept
-        grad_v = torch.bmm(used.mT, grad)
-        grad_weights = torch.bmm(grad, v.mT)
-        if kept is not None:
-            grad_weights *= kept
-        grad = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)  # noqa: SLF001
-        bias = None
-        if ctx.needs_input_grad[3]:
-            bias = grad.view(b, h, t, -1).sum_to_size(ctx.bias_shape)
-        none, scale = grad.new_zeros(()), ctx.scale
-        grad_q = torch.baddbmm(none, grad, k, beta=0, alpha=scale).view(b, h, t, d)
-        grad_k = torch.baddbmm(none, grad.mT, q, beta=0, alpha=scale)
-        return grad_q, grad_k.view(b, h, -1, d), grad_v.view(b, h, -1, d), bias, None, None
+        none, scale, bias = grads[0].new_zeros(()), ctx.scale, None
+        grad_q, grad_k, grad_v = list[Tensor](), torch.empty(0), torch.empty(0)
+        for start in reversed(range(0, t, ctx.step)):  # the last queries see all keys
+            kept, weights = saved.pop(), saved.pop()
+            n_keys = weights.shape[2]
+            grad = grads[0].reshape(-1, t, d)[:, start : start + ctx.step]
+            used = weights if kept is None else weights * kept
+            more_v = torch.bmm(used.mT, grad)
+            grad_weights = torch.bmm(grad, v[:, :n_keys].mT)
+            if kept is not None:
+                grad_weights *= kept
+            grad = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)  # noqa: SLF001
+            if ctx.needs_input_grad[3]:
+                bias = grad.view(b, h, t, -1).sum_to_size(ctx.bias_shape)
+            some = q[:, start : start + ctx.step]
+            grad_q.insert(0, torch.baddbmm(none, grad, k[:, :n_keys], beta=0, alpha=scale))
+            more_k = torch.baddbmm(none, grad.mT, some, beta=0, alpha=scale)
+            if n_keys == k.shape[1]:
+                grad_k, grad_v = more_k, more_v
+            else:
+                grad_k[:, :n_keys] += more_k
+                grad_v[:, :n_keys] += more_v
+        by_head = [each.view(b, h, -1, d) for each in (joined(grad_q), grad_k, grad_v)]
+        return (*by_head, bias, None, None, None)
