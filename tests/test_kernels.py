@@ -222,6 +222,16 @@ def test_gradients_in_bfloat16_are_near_those_in_float32():
     assert (found[0] - found[1]).norm() < 0.02 * found[0].norm()
 
 
+@pytest.mark.filterwarnings("ignore")  # torch's own, of what it deprecates
+def test_compiled_forward_and_backward_are_one_graph(monkeypatch):
+    """Each break costs a small model more than compiling gains."""
+    monkeypatch.setattr(kernels, "QUERIES", 4)
+    model = make(n_layers=1, n_kv_heads=2, dropout=0.1, attention_dropout=0.1).bfloat16().train()
+    compute = torch.compile(model, fullgraph=True, backend="eager")
+    compute(torch.randint(0, 50, (2, 10))).sum().backward()
+    assert all(p.grad is not None for n, p in model.named_parameters() if "output" not in n)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch's own, of what it deprecates
 @pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="no C++ compiler")

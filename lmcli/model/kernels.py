@@ -4,6 +4,7 @@ Shapes: N rows, B batch, H heads, T queries, S keys, D head dim. What is measure
 docs/benchmarks.md.
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 # Saved attention weights of one layer; beyond this torch's own kernel, which keeps none.
 MOST_SAVED = 2**28
 ROWS, LARGE = 512, 2**18  # of a weight's gradient at a time, where it has so many numbers
-QUERIES = 256  # of causal attention at a time
+QUERIES = 128  # of causal attention at a time
 GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # of SplitMix64, as int64
 MIX = (30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64)
 CACHED = 2**17  # of its numbers at a time
@@ -136,7 +137,7 @@ def keep(x: Tensor, share: int) -> Tensor:
     kept = bits.view(torch.int16)[: x.numel()].view(x.shape).ge_(share - 2**15)  # 0 or 1
     if x.itemsize == 2:  # the bits of 0 or of the factor, without a conversion
         pattern = torch.tensor(factor, dtype=x.dtype).view(torch.int16)
-        return kept.mul_(pattern).view(x.dtype)
+        return kept.mul_(pattern if torch.compiler.is_compiling() else pattern.item()).view(x.dtype)
     return kept.to(x.dtype).mul_(factor)
 
 
@@ -146,20 +147,24 @@ def random_bits(n: int) -> Tensor:
     SplitMix64 (Steele et al. 2014) from a place that torch's generator draws, with arithmetic
     shifts and without the last one: on all cores, where torch draws every number on one.
     """
-    out = torch.empty(n, dtype=torch.int64)
     if torch.compiler.is_compiling():
-        return out.random_(-(2**63), None)
+        return torch.randint(-(2**63), 2**63 - 1, (n,))
+    out = torch.empty(n, dtype=torch.int64)
     place = torch.empty((), dtype=torch.int64).random_(-(2**63), None)
-    steps = torch.arange(min(n, CACHED)).mul_(GOLDEN)
+    steps = splitmix_steps()[: min(n, CACHED)] + place
     shifted = torch.empty_like(steps)
     for part in torch.split(out, CACHED):
-        shift = shifted[: len(part)]
-        torch.add(steps[: len(part)], place, out=part)
+        given = steps[: len(part)]
         for distance, factor in MIX:
-            torch.bitwise_right_shift(part, distance, out=shift)
-            part.bitwise_xor_(shift).mul_(factor)
-        place += steps[-1] + GOLDEN
+            shift = torch.bitwise_right_shift(given, distance, out=shifted[: len(part)])
+            given = torch.bitwise_xor(given, shift, out=part).mul_(factor)
+        steps += GOLDEN * CACHED % 2**64 - 2**64  # as int64
     return out
+
+
+@functools.cache
+def splitmix_steps() -> Tensor:
+    return torch.arange(CACHED).mul_(GOLDEN)
 
 
 def attend(
@@ -220,7 +225,8 @@ class _Attention(torch.autograd.Function):
         q, k, v = q.reshape(-1, t, d), k.reshape(b * h, -1, d), v.reshape(b * h, -1, d)
         ctx.step = QUERIES if causal else t
         ctx.scale, ctx.bias_shape = scale, bias.shape
-        outs, saved = list[Tensor](), list[Tensor | None]()
+        outs: list[Tensor] = []  # not list[Tensor](), at which torch.compile would break
+        saved: list[Tensor | None] = []
         for start in range(0, t, ctx.step):
             some = q[:, start : start + ctx.step]
             n_keys = k.shape[1] - t + start + some.shape[1]
@@ -245,7 +251,8 @@ class _Attention(torch.autograd.Function):
         q, k, v, *saved = ctx.saved_tensors
         b, h, t, d = grads[0].shape
         none, scale, bias = grads[0].new_zeros(()), ctx.scale, None
-        grad_q, grad_k, grad_v = list[Tensor](), torch.empty(0), torch.empty(0)
+        grad_q: list[Tensor] = []
+        grad_k = grad_v = none
         for start in reversed(range(0, t, ctx.step)):  # the last queries see all keys
             kept, weights = saved.pop(), saved.pop()
             n_keys = weights.shape[2]
