@@ -11,11 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lmcli.randomness import INCREMENT
+
 # Saved attention weights of one layer; beyond this torch's own kernel, which keeps none.
 MOST_SAVED = 2**28
 ROWS, LARGE = 512, 2**18  # of a weight's gradient at a time, where it has so many numbers
 QUERIES = 128  # of causal attention at a time
-GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # of SplitMix64, as int64
+STEP = INCREMENT - 2**64  # of SplitMix64 (lmcli.randomness), as int64
 MIX = (30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64)
 CACHED = 2**17  # of its numbers at a time
 PARTS = 16  # that are added up in bfloat16; sums of many lose the small ones
@@ -158,13 +160,13 @@ def random_bits(n: int) -> Tensor:
         for distance, factor in MIX:
             shift = torch.bitwise_right_shift(given, distance, out=shifted[: len(part)])
             given = torch.bitwise_xor(given, shift, out=part).mul_(factor)
-        steps += GOLDEN * CACHED % 2**64 - 2**64  # as int64
+        steps += STEP * CACHED % 2**64 - 2**64  # as int64
     return out
 
 
 @functools.cache
 def splitmix_steps() -> Tensor:
-    return torch.arange(CACHED).mul_(GOLDEN)
+    return torch.arange(CACHED).mul_(STEP)
 
 
 def attend(
