@@ -135,7 +135,13 @@ class Dropout(nn.Module):
 
 def keep(x: Tensor, share: int) -> Tensor:
     """Factors like x, 0 for `share` of 65,536 entries, that keep the mean."""
-    bits, factor = random_bits((x.numel() + 3) // 4), 2**16 / (2**16 - share)
+    n, factor = (x.numel() + 3) // 4, 2**16 / (2**16 - share)
+    if torch.compiler.is_compiling():
+        bits = torch.randint(-(2**63), 2**63 - 1, (n,))
+    elif x.itemsize == 2:
+        bits = random_bits(n)
+    else:  # those of earlier runs in float32, which go on with the same bits
+        bits = torch.empty(n, dtype=torch.int64).random_(-(2**63), None)
     kept = bits.view(torch.int16)[: x.numel()].view(x.shape).ge_(share - 2**15)  # 0 or 1
     if x.itemsize == 2:  # the bits of 0 or of the factor, without a conversion
         pattern = torch.tensor(factor, dtype=x.dtype).view(torch.int16)
@@ -149,8 +155,6 @@ def random_bits(n: int) -> Tensor:
     SplitMix64 (Steele et al. 2014) from a place that torch's generator draws, with arithmetic
     shifts and without the last one: on all cores, where torch draws every number on one.
     """
-    if torch.compiler.is_compiling():
-        return torch.randint(-(2**63), 2**63 - 1, (n,))
     out = torch.empty(n, dtype=torch.int64)
     place = torch.empty((), dtype=torch.int64).random_(-(2**63), None)
     steps = splitmix_steps()[: min(n, CACHED)] + place
