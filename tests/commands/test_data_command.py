@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import TINY
 
 
 def test_info_counts_every_split(cli, tiny_copy):
@@ -98,7 +99,7 @@ def test_verify_reads_the_ids_that_honest_hashes_cover(cli, tiny_copy):
     assert result.code == 65
     assert "token id 320 is outside the vocabulary of 320, in document 0 at token 600" in result.out
     assert cli("verify", "corpus").out == result.out
-    trained = cli("train", "--data", "corpus", "--name", "x", "--context-length", 32, "--steps", 99)
+    trained = cli("train", "--data", "corpus", "--name", "x", *TINY, "--batch-size", 64)
     assert trained.code == 65 and "train.bin: token id 320" in trained.err
     assert "val.bin: document 0 does not end in <eos>; corrupt" in result.out
 
