@@ -37,7 +37,8 @@ def arguments(about: str | None, seconds: float, **own: str) -> argparse.Namespa
 def compare(
     lines: dict[str, list[str]], rounds: int, seconds: float
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Tokens per second of each child by round, interleaved, and its peak memory in GiB."""
+    """Tokens per second of each child by round, interleaved, and its peak memory in GiB (of a GPU if it
+    uses one)."""
     rates: dict[str, list[float]] = {name: [] for name in lines}
     peaks: dict[str, float] = {}
     processes: dict[str, subprocess.Popen[str]] = {}
@@ -79,6 +80,8 @@ class Clock:
         else:
             rate = self.tokens * self.done / (time.perf_counter() - self.began)
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+            if (torch := sys.modules.get("torch")) and torch.cuda.is_initialized():
+                peak = torch.cuda.max_memory_allocated() / 2**30
             print(json.dumps({"rate": rate, "peak": peak}), file=_answers, flush=True)
         self.wanted = float(input())
         self.done, self.began = 0, time.perf_counter()
