@@ -37,8 +37,8 @@ def arguments(about: str | None, seconds: float, **own: str) -> argparse.Namespa
 def compare(
     lines: dict[str, list[str]], rounds: int, seconds: float
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Tokens per second of each child by round, interleaved, and its peak memory in GiB (of a GPU if it
-    uses one)."""
+    """Tokens per second of each child by round, interleaved, and its peak memory in GiB, of a GPU
+    where it uses one."""
     rates: dict[str, list[float]] = {name: [] for name in lines}
     peaks: dict[str, float] = {}
     processes: dict[str, subprocess.Popen[str]] = {}
