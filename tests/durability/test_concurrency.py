@@ -60,9 +60,9 @@ def until(condition, seconds: float = 60.0) -> None:
 
 
 RACES = {
-    "run": ("runs/race", [*TRAIN, "--name", "race", "--steps", "100"], 6),
-    "tokenizer": ("tokenizers/race", [*DATA[0], "--name", "race"], 8),
-    "dataset": ("datasets/race", [*DATA[1], "--name", "race"], 8),
+    "run": ("runs/race", [*TRAIN, "--name", "race", "--steps", "100"], 3),
+    "tokenizer": ("tokenizers/race", [*DATA[0], "--name", "race"], 4),
+    "dataset": ("datasets/race", [*DATA[1], "--name", "race"], 4),
 }
 
 
