@@ -99,7 +99,7 @@ def main(args: Sequence[str] | None = None) -> int:
             return 2
         context = error.ctx if isinstance(error, click.UsageError) else None
         hint = f" (see `{context.command_path} --help`)" if context else ""
-        return _fail(error.format_message().rstrip(".") + hint, 2)
+        return _fail(" ".join(error.format_message().split()).rstrip(".") + hint, 2)
     except LmcliError as error:
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:

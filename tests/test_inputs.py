@@ -289,3 +289,15 @@ def test_standard_input_under_force_leaves_the_old_one_where_it_fails(cli, tiny_
     failed = cli("tokenizer", "train", "-", "--name", "tok", "--force", input=b"\xff")
     assert failed.code == 65
     assert cli("tokenizer", "info", "tok", "--json").out == before
+
+
+def test_what_a_folder_leaves_out_and_a_json_list_are_said(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "b.csv").write_text(CSV)
+    assert documents(tmp_path) == ["text"]
+    assert "b.csv left out, as no text ends so; name what to read there" in capsys.readouterr().err
+    (tmp_path / "a.json").write_text(' [{"text": "a"}]')
+    assert len(documents(tmp_path / "a.json")) == 1
+    assert "a JSON list, read as text" in capsys.readouterr().err
+    assert len(documents(tmp_path / "a.json", format="text")) == 1
+    assert capsys.readouterr().err == ""

@@ -81,8 +81,8 @@ def test_attention_on_the_shell(cli, tiny):
     ("args", "says"),
     [
         (["--focus", "cat"], "--focus 'cat' is not one of: The quick fox"),
-        (["--layer", "3"], "--layer 3: this model has 2"),
-        (["--head", "0"], "--head 0: this model has 2"),
+        (["--layer", "3"], "--layer 3: this model has 1 to 2"),
+        (["--head", "0"], "--head 0: this model has 1 to 2"),
     ],
 )
 def test_what_is_not_there_is_said(cli, tiny, args, says):

@@ -432,7 +432,7 @@ REFUSALS = {
     "huge": (
         lambda f: edit(f / "config.json", n_layer=10**12),
         78,
-        "n_layer must be at most 1024",
+        "n_layer must be at most 1,024",
     ),
     "other eos": (lambda f: edit(f / "config.json", eos_token_id=999), 78, "eos_token_id 999"),
     "vocabulary": (

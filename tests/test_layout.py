@@ -1,5 +1,7 @@
 """Names and paths people type."""
 
+from pathlib import Path
+
 import pytest
 
 from lmcli.artifacts import layout
@@ -27,6 +29,12 @@ def test_what_names_nothing_is_66(tmp_path, monkeypatch, bad):
         return
     with pytest.raises(MissingInputError):
         layout.find(tmp_path, bad)
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MissingInputError, match=f"no folder artifacts in {tmp_path}: go where"):
+        layout.find(Path("artifacts"), "base", "run")
 
 
 def test_a_completed_path_gets_a_hint(tmp_path, monkeypatch):

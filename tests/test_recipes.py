@@ -18,6 +18,7 @@ from lmcli.model.presets import N_BLOCK, sized
 from lmcli.runs import config as runs_config
 from lmcli.runs.config import RunConfig, parameters, pays_to_compile, plan
 from lmcli.runs.load import load
+from lmcli.runs.start import _sparing
 from lmcli.training import checkpoint, contention, precision
 
 
@@ -365,6 +366,23 @@ def test_the_dial_counts_tokens_whatever_batch_is_asked_for(cli, tiny_copy):
     assert sum(torch.Size(s).numel() for s in inside.values()) == pytest.approx(3e6, rel=0.1)
     said = train(cli, "--name", "d", "--from", "base", "--size", "1M")
     assert said.code == 2 and "--size is for new weights" in said.err
+
+
+def test_steps_that_are_given_set_the_pace(cli, tiny_copy):
+    args = ("--name", "d", "--size", "10M", "--steps", 60, "--context-length", 32, "--dry-run")
+    training = json.loads(train(cli, *args).out)["training"]
+    assert training["steps"] == 60 and training["warmup_steps"] == 3 == training["eval_every"]
+
+
+@pytest.mark.parametrize("seconds", [20, 60, 600, 36000])
+def test_validation_by_the_clock_takes_a_twentieth(seconds):
+    """10,000 tokens a second in training, three times as many in validation."""
+    per_token, size = 1e-4, 2048
+    steps = int(0.95 * seconds / (size * per_token))
+    how = _sparing(steps, seconds, per_token)
+    n_evals = steps / how["eval_every"]
+    assert n_evals * how["eval_tokens"] * per_token / 3 < 0.06 * seconds or n_evals == 1
+    assert 1 <= n_evals <= 21 and 2**14 <= how["eval_tokens"] <= 2**16
 
 
 def test_what_a_run_decided_is_no_reason_to_refuse_its_own_command(cli, tiny_copy, monkeypatch):

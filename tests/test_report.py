@@ -71,6 +71,14 @@ def test_every_format_says_what_the_runs_wrote(cli, two):
     assert table[0].split() == ["base", "other"] and any(f"{best:.4f}" in line for line in table)
 
 
+def test_scores_of_other_recipes_have_columns_of_their_own(cli, two):
+    assert cli("eval", "base", "--split", "test", "--stride", 16).code == 0
+    assert cli("eval", "base", "--split", "test", "--max-tokens", 40).code == 0
+    [run] = json.loads(cli("report", "base", "--json").out)["runs"]
+    keys = [f"corpus_test_bits_per_byte{s}" for s in ("", "_stride_16", "_max_tokens_40")]
+    assert len({run[key] for key in keys}) == 3
+
+
 def test_the_same_split_of_another_dataset_is_another_column(cli, two, prose):
     (two.parent / "more.txt").write_text(prose[: len(prose) // 2])
     build = ["more.txt", "--tokenizer", "tok", "--name", "more", "--test-fraction", "0.2"]

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -376,6 +377,32 @@ def test_a_dry_run_moves_nothing(cli, tiny_copy):
     before = sorted(tiny_copy.rglob("*"))
     assert train(cli, "--name", "base", "--force", "--dry-run", "--steps", 7).code == 0
     assert sorted(tiny_copy.rglob("*")) == before
+
+
+def test_a_dry_run_of_a_run_that_is_there_says_what_it_would_do(cli, tiny_copy):
+    said = json.loads(cli("train", "--name", "base", "--steps", 33, "--dry-run").out)
+    assert said["training"]["steps"] == 33 and said["training"]["lr"] == 0.003
+    assert cli("train", "--name", "base", "--lr", 7, "--dry-run").code == 78
+    assert cli("train", "--name", "base", "--data", "nosuch", "--dry-run").code == 66
+
+
+def test_a_finished_run_takes_no_other_data(cli, tiny_copy, prose):
+    Path("other.txt").write_text(prose[:20000])
+    assert cli("data", "build", "other.txt", "--tokenizer", "tok", "--name", "other").code == 0
+    assert cli("train", "--name", "base", "--data", "other").code == 78
+    assert cli("train", "--name", "base", "--data", "nosuch").code == 66
+    assert cli("train", "--name", "base", "--data", "corpus").code == 0
+
+
+def test_a_dataset_under_another_name_is_the_same(cli, tiny_copy):
+    """Its twin may be removed; every command finds it by its id."""
+    shutil.copytree(tiny_copy / "datasets/corpus", tiny_copy / "datasets/twin")
+    assert cli("rm", "datasets/corpus").code == 0
+    scored = cli("eval", "base", "--split", "val", "--json")
+    assert json.loads(scored.out)["dataset"]["name"] == "twin"
+    assert cli("train", "--name", "base", "--steps", 22).code == 0
+    assert cli("prove", "base", "--steps", 2).code == 0
+    assert cli("rm", "datasets/twin").code == 77
 
 
 def test_every_new_best_is_kept(cli, tiny_copy):

@@ -59,5 +59,7 @@ def _sources(before: dict[str, Any], now: dict[str, Any]) -> tuple[str, str, str
             return f"{split} files", f"{len(old)} of them", f"{len(new)}"
         for was, source in zip(old, new, strict=True):
             if was["sha256"] != source["sha256"]:
+                if was["path"] != source["path"]:
+                    return f"{split} file", was["path"], source["path"]
                 return f"other content of {source['path']}", was["sha256"][:12], "this"
     return "", "", ""

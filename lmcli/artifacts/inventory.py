@@ -60,6 +60,15 @@ def name_of(root: Path, id_: str) -> str | None:
     return next(found, None)
 
 
+def dataset_of(root: Path, run: dict[str, str]) -> Path:
+    """The dataset whose name and id a run's config has; under another name, where that is gone."""
+    with contextlib.suppress(LmcliError):
+        path = layout.find(root, run["name"], "dataset")
+        if manifest.claims(path)[1] == run["id"]:
+            return path
+    return layout.find(root, name_of(root, run["id"]) or run["name"], "dataset")
+
+
 def users(root: Path, path: Path) -> list[str]:
     """Artifacts that were made from the one at `path`, unless a twin of it is there too."""
     _, id_ = manifest.claims(path)

@@ -88,6 +88,11 @@ def find(root: Path, reference: str, kind: str | None = None) -> Path:
         listing = f"; there are {', '.join(there[:8])}" if there else ""
         if slash and valid and Path(reference).is_dir():
             listing = f"; a path starts with ./ or /: ./{reference}"
+        if not root.is_dir():
+            listing = (
+                f"; there is no folder {root} in {Path.cwd()}: go where it is, or name it by "
+                "--artifacts or LMCLI_ARTIFACTS"
+            )
         raise MissingInputError(
             f"no {kind or 'artifact'} called {reference!r} under {root}{listing}"
         )

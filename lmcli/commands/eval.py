@@ -71,6 +71,10 @@ def command(
             f"{counts['documents']:,} documents, {counts['tokens']:,} tokens, "
             f"{counts['bytes']:,} bytes"
         )
+        if "pairs" in (how := result["settings"]):
+            beams = f"{how['num_beams']} beams" if how["num_beams"] > 1 else "greedy"
+            way = f"temperature {how['temperature']:g}" if how["temperature"] else beams
+            console.say(f"outputs of {how['pairs']:,} of {counts['documents']:,} pairs, {way}")
         console.answer(console.table([(s["name"], f"{s['value']:.8g}") for s in result["scores"]]))
         for signature in dict.fromkeys(s["signature"] for s in result["scores"]):
             console.say(signature)

@@ -56,8 +56,8 @@ def next_(run: str, prompt: str, top: int, at: dict[str, Any], root: Path, as_js
         bar = "█" * round(BAR * row["probability"] / most)
         console.answer(f"{row['probability']:.4f}  {bar:<{BAR}}  {row['token']!r}")
     rest = 1 - sum(row["probability"] for row in rows)
-    others = loaded.tokenizer.vocab_size - len(rows)
-    console.say(f"the other {others:,} tokens share {rest:.4f}")
+    if others := loaded.tokenizer.vocab_size - len(rows):
+        console.say(f"the other {others:,} tokens share {max(rest, 0):.4f}")
 
 
 @command.command("attention")

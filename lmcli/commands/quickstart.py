@@ -227,9 +227,10 @@ def _plan(shell: _Shell, name: str, settings: dict[str, Any], seconds: float) ->
         return plan
     rate, _ = measure(shell.root, Asked(name, given=settings))
     plan["steps"] = max(20, int(seconds / rate) // 10 * 10)
-    console.say(f"\na step takes {rate:.2f} s here: {plan['steps']} steps fit")
     if "batch_size" in plan and plan["steps"] < FEW:
         plan |= {"batch_size": plan["batch_size"] // 2, "steps": 2 * plan["steps"]}
+        rate /= 2
+    console.say(f"\na step takes {rate:.2f} s here: {plan['steps']} steps fit")
     return plan
 
 

@@ -46,8 +46,9 @@ def command(artifacts: tuple[str, ...], empty_trash: bool, root: Path, as_json: 
             moved.append(str(files.to_trash(path, root)))
         console.say(f"{reference} is in {moved[-1]}; lmcli rm --empty-trash frees the space")
     if empty_trash:
+        n = sum(1 for _ in (root / files.TRASH).glob("*")) if (root / files.TRASH).is_dir() else 0
         files.sweep(root)  # what an earlier emptying left when it was killed
         files.remove(root / files.TRASH)
-        console.say("the trash is empty")
+        console.say(f"deleted {n} artifacts from the trash" if n else "the trash was empty")
     if as_json:
         console.answer_json({"moved": moved, "emptied": empty_trash})

@@ -70,8 +70,13 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         steps = ", ".join(map(str, found["steps"])) or "none yet"
         best = f" (best {found['best']})" if found["best"] is not None else ""
         lines.append(("checkpoints", steps + best))
-    for key in ("evals", "events"):
-        lines += [(key.removesuffix("s"), console.plain(value)) for value in facts.get(key, [])]
+    lines += [("eval", name) for name in facts.get("evals", [])]
+    events = facts.get("events", [])
+    moved = [e for e in events if e.get("change", {}).keys() == {"steps"}]
+    if len(moved) > 3:  # by the clock, again and again
+        events = [e for e in events if e not in moved[:-1]]
+        lines.append(("event", f"the last step was moved {len(moved)} times, at last:"))
+    lines += [("event", console.plain(value)) for value in events]
     config = {k: v for k, v in facts["config"].items() if k != "format"}
     for split, listed in config.pop("sources", {}).items():
         size = sum(source["bytes"] for source in listed)

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from lmcli import console
-from lmcli.artifacts import layout, lock
+from lmcli.artifacts import files, layout, lock, schema
 from lmcli.commands import options
 from lmcli.config.model import ModelConfig
 from lmcli.config.training import Asked, StartConfig, TrainingConfig
@@ -88,4 +88,7 @@ def run_training(
         console.answer(json.dumps(status, indent=2 if dry_run else None))
     else:
         console.say(f"{name}: {status['state']} at step {status['step']}")
-        console.say(f'next: lmcli sample {name} "Once upon a time"')
+        config = files.read_json(run / layout.CONFIG, schema.CONFIG)
+        pairs = config.get("tuning", {}).get("template") is not None
+        sample = f'sample {name} "Once upon a time"'
+        console.say(f"next: lmcli {f'eval {name} --split val' if pairs else sample}")

@@ -70,10 +70,14 @@ def convert(field: "dataclasses.Field[Any]", value: Any, where: str) -> Any:
         if isinstance(value, float) and not math.isfinite(value):
             raise UsageError(f"{where} must be finite, not {value}")
         if meta["low"] is not None and value < meta["low"]:
-            raise UsageError(f"{where} must be at least {meta['low']:g}, not {value:g}")
+            raise UsageError(f"{where} must be at least {_shown(meta['low'])}, not {_shown(value)}")
         if meta["high"] is not None and value > meta["high"]:
-            raise UsageError(f"{where} must be at most {meta['high']:g}, not {value:g}")
+            raise UsageError(f"{where} must be at most {_shown(meta['high'])}, not {_shown(value)}")
     return value
+
+
+def _shown(number: float) -> str:
+    return f"{number:,.0f}" if number == int(number) else f"{number:g}"
 
 
 def _parse(want: type, value: Any, unit: str) -> Any:

@@ -117,7 +117,8 @@ class TrainingConfig:
     recompute: bool = option(False, "keep no activations of a block, but compute them again")
     budget: str | None = option(
         None,
-        "wall-clock time of the whole run, such as 10min: steps follow, decay ends with it",
+        "wall-clock time of training, such as 10min, besides some seconds of measuring: "
+        "steps follow, decay ends with it",
         unit="duration",
     )
     tune: bool = option(

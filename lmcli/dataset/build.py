@@ -228,15 +228,15 @@ def assemble(
             **came,
         }
         result = manifest.write(folder, "dataset", path.name, {"tokenizer": tokenizer_id}, made)
+    noun = recorded.get("form", "documents")
     if skipped := made["skipped"]:
-        console.warn(f"{skipped} documents could not be read or stood in two splits; left out")
+        console.warn(f"{skipped} {noun} could not be read or stood in two splits; left out")
     if (losses := came["losses"]) and (losses["dropped"] or losses["added"]):
         dropped, added, most = losses.values()
         console.warn(
             f"the tokenizer does not give back this text: {dropped:,} characters dropped, "
             f"{added:,} added; most of all {json.dumps(''.join(most), ensure_ascii=False)}"
         )
-    noun = recorded.get("form", "documents")
     for split, counts in came["splits"].items():
         console.say(
             f"{split}: {counts['documents']:,} {noun}, {show_count(counts['tokens'])} tokens, "

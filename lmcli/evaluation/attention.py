@@ -32,7 +32,7 @@ class WordAttention:
         n_layers, n_heads = self.weights.shape[:2]
         for flag, value, n in (("--layer", layer, n_layers), ("--head", head, n_heads)):
             if value is not None and not 1 <= value <= n:
-                raise UsageError(f"{flag} {value}: this model has {n}")
+                raise UsageError(f"{flag} {value}: this model has 1 to {n}")
         layers = self.weights if layer is None else self.weights[layer - 1 : layer]
         heads = layers if head is None else layers[:, head - 1 : head]
         return heads.mean((0, 1))  # type: ignore[no-any-return]

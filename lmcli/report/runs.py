@@ -51,9 +51,20 @@ def read(root: Path, reference: str) -> RunRecord:
     for result in evals:
         place = f"{result['dataset']['name']}_{result['dataset']['split']}"
         for score in result["scores"]:
-            if score["name"] in ("bits_per_byte", "perplexity"):
-                facts[f"{place}_{score['name']}"] = score["value"]
+            if score["name"] not in ("loss", "word_perplexity", "byte_perplexity"):
+                facts[f"{place}_{score['name']}{_recipe(result)}"] = score["value"]
     return RunRecord(run.name, facts, metrics, perf, evals, _commands(root, made))
+
+
+def _recipe(result: dict[str, Any]) -> str:
+    """What sets a score apart from the one of the whole split by default."""
+    settings, parts = result["settings"], []
+    for key, usual in {"stride": 0, "max_tokens": 0, "num_beams": 1, "temperature": 0}.items():
+        if settings.get(key, usual) not in (usual, None):
+            parts.append(f"_{key}_{settings[key]:g}")
+    if settings.get("pairs", result["counts"]["documents"]) < result["counts"]["documents"]:
+        parts.append(f"_pairs_{settings['pairs']}")
+    return "".join(parts)
 
 
 def _n_parameters(run: Path) -> int | None:

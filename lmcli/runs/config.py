@@ -247,7 +247,7 @@ def plan(root: Path, asked: Asked, say: bool = True) -> tuple[RunConfig, Dataset
     if tokens:  # as many as the dial says, whatever batch was asked for
         rows = given.get("batch_size", usual["batch_size"])
         size = given.get("batch_tokens") or rows * model.context_length
-        usual = usual | paced(math.ceil(tokens / size))
+        usual = usual | paced(given.get("steps") or math.ceil(tokens / size))
     training = fields.pick(TrainingConfig, usual | given)
     if tuning.lora_rank and begin is None:
         raise UsageError("--lora-rank updates weights that are there: name a run with --from")
@@ -368,8 +368,9 @@ def changes(stored: RunConfig, current: TrainingConfig, asked: Asked) -> dict[st
         if key in DECIDED and value == getattr(stored.training, key):
             continue  # what the run has decided since stays
         if key not in CHANGEABLE:
+            was = "without it" if old is None else f"with {old}"
             raise MismatchError(
-                f"{fields.flag(key)} {value}: the run was started with {old}; leave it out to "
+                f"{fields.flag(key)} {value}: the run was started {was}; leave it out to "
                 "continue, or choose another --name"
             )
         changes[key] = value

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lmcli import console
-from lmcli.artifacts import files, layout, lock, manifest
+from lmcli.artifacts import files, inventory, layout, lock, manifest
 from lmcli.config.generation import GenerationConfig
 from lmcli.config.scoring import EvaluationConfig, ScoringConfig
 from lmcli.dataset.store import Dataset
@@ -168,13 +168,14 @@ def evaluate(
     trained_on = loaded.config.data
     if data is None and not trained_on:
         raise UsageError(f"--data names the dataset to score on: {loaded.path.name} was imported")
-    dataset = Dataset.open(layout.find(root, data or trained_on["name"], "dataset"), hashes=True)
+    path = layout.find(root, data, "dataset") if data else inventory.dataset_of(root, trained_on)
+    dataset = Dataset.open(path, hashes=True)
     if data is None and dataset.manifest.id != trained_on["id"]:
         raise MismatchError(
             f"{trained_on['name']} is no longer the dataset that {loaded.path.name} was trained "
             f"on; score it all the same with --data {trained_on['name']}"
         )
-    data = data or trained_on["name"]
+    data = data or path.name
     check_tokenizer(loaded.path, data, dataset)
     if split not in dataset.splits:
         raise UsageError(f"--split {split}: {data} has {', '.join(dataset.splits)}")

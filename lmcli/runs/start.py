@@ -5,6 +5,7 @@ The Trainer cannot tell them apart: given weights are a checkpoint of step 0.
 """
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -99,8 +100,17 @@ def fit_budget(root: Path, asked: Asked) -> Asked:
         elif not by_size or 0.5 < ratio / before < 2:
             break
     console.say(f"a step takes {rate:.2f} s here: about {steps:,} steps in {given['budget']}")
-    found = paced(steps) | sized | {"steps": steps}
+    found = paced(steps) | _sparing(steps, seconds, rate / tokens) | sized | {"steps": steps}
     return dataclasses.replace(asked, given=found)
+
+
+def _sparing(steps: int, seconds: float, per_token: float) -> dict[str, int]:
+    """Validation of a run of so many seconds that takes a twentieth of them, a token costing a
+    third of what it costs to train."""
+    room = max(1.0, 0.05 * seconds / (per_token / 3))
+    tokens = int(min(2**16, max(2**14, room / 20)))
+    every = min(steps, max(paced(steps)["eval_every"], math.ceil(steps * tokens / room)))
+    return {"eval_tokens": tokens, "eval_every": every, "save_every": every}
 
 
 Planned = tuple[RunConfig, bytes, dict[str, str], dict[str, Tensor] | None]
@@ -168,8 +178,14 @@ def train(
     """
     run = layout.new(root, "run", name)
     if dry_run:
-        there = run.exists() and not force
-        return (RunConfig.read(run) if there else new(root, asked)[0]).as_json()
+        begun = run.exists() and (any(checkpoint.list_steps(run)) or _fits(root, run, asked))
+        if force or not begun:
+            return new(root, asked)[0].as_json()
+        stored = RunConfig.trained(run)
+        _dataset(root, run, stored, asked)
+        current = stored.now(run)
+        now = dataclasses.replace(current, **changes(stored, current, asked))
+        return dataclasses.replace(stored, training=now).as_json()
     with creating(run, root, "run", force):
         if not run.exists():
             create(run, *new(root, asked))
@@ -186,6 +202,19 @@ def train(
             if trainer is not None:
                 trainer.fit(stop)
             return files.read_sealed(run / layout.STATUS)
+
+
+def _dataset(root: Path, run: Path, stored: RunConfig, asked: Asked) -> Dataset:
+    """What a run was started on; MismatchError where that is not what was asked for."""
+    given = asked.data and layout.find(root, asked.data, "dataset")
+    dataset = Dataset.open(given or inventory.dataset_of(root, stored.data), hashes=True)
+    if dataset.manifest.id != stored.data["id"]:
+        raise MismatchError(
+            f"run {run.name} was started on dataset {stored.data['id'][:12]}, but "
+            f"--data {asked.data or stored.data['name']} is {dataset.manifest.id[:12]}; "
+            "name the same data or start a run with another --name"
+        )
+    return dataset
 
 
 def open_trainer(root: Path, run: Path, asked: Asked) -> Trainer | None:
@@ -212,18 +241,13 @@ def open_trainer(root: Path, run: Path, asked: Asked) -> Trainer | None:
     if step >= change.get("steps", current.steps):
         if "steps" in change:
             raise UsageError(f"--steps {change['steps']}: {run.name} is already at step {step}")
+        if asked.data is not None:
+            _dataset(root, run, stored, asked)
         console.say(f"run {run.name} is finished at step {step}; --steps N trains on")
         checkpoint.settle(run, state, current.keep_last)
         write_status(run, "finished", step, current.steps, 0, logs)
         return None
-    path = layout.find(root, asked.data or stored.data["name"], "dataset")
-    dataset = Dataset.open(path, hashes=True)
-    if dataset.manifest.id != stored.data["id"]:
-        raise MismatchError(
-            f"run {run.name} was started on dataset {stored.data['id'][:12]}, but "
-            f"--data {asked.data or stored.data['name']} is {dataset.manifest.id[:12]}; "
-            "name the same data or start a run with another --name"
-        )
+    dataset = _dataset(root, run, stored, asked)
     if "steps" in change and current.budget is not None:
         change["budget"] = None  # whoever asks for steps does not ask for the clock any more
     current = dataclasses.replace(current, **change)

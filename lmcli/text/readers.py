@@ -63,6 +63,12 @@ class Reader:
         self, inputs: Sequence[str], config: ReadConfig, exclude: Sequence[str] = ()
     ) -> None:
         self.paths = find_files(inputs, exclude)
+        for path in self.paths if config.format == "auto" else ():
+            if path.suffix.lower() == ".json" and _first(path) == b"[":
+                console.warn(
+                    f"{path}: a JSON list, read as text, brackets and all; make it JSONL by "
+                    "jq -c '.[]' FILE > FILE.jsonl, or say --format text"
+                )
         self.config = config
         self.skipped = 0
 
@@ -127,7 +133,8 @@ class Reader:
     def skip(self, error: DataError) -> None:
         """Counts a document that cannot be read, or passes its error on."""
         if self.config.on_error != "skip":
-            raise DataError(f"{error}; mend it or use --on-error skip")
+            mend = "mend it, name its --encoding" if "not UTF-8" in str(error) else "mend it"
+            raise DataError(f"{error}; {mend} or use --on-error skip")
         self.skipped += 1
 
     def _rows(self, path: Path, named: bool) -> Iterator[tuple[int, int, dict[str, str]]]:
@@ -241,6 +248,12 @@ def _blocks(lines: Iterable[Line]) -> Iterator[Line]:
         if has_text:
             numbers, offsets, data = zip(*run, strict=True)
             yield numbers[0], offsets[0], b"".join(data).rstrip(b"\r\n")
+
+
+def _first(path: Path) -> bytes:
+    """The first byte that is no white space, near the start."""
+    with open(path, "rb") as file:
+        return file.read(64).lstrip()[:1]
 
 
 def lines(file: Any, where: str) -> Iterator[tuple[int, bytes]]:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lmcli import console
 from lmcli.artifacts import layout
 from lmcli.artifacts.files import sha256_file
 from lmcli.config.data import ReadConfig
@@ -64,6 +65,12 @@ def find_files(inputs: Sequence[str], exclude: Sequence[str] = ()) -> list[Path]
                     f"also with {' '.join(PACKED)}; name other files one by one or with a glob"
                 )
             paths += inside
+            left = [p.name for p in _walk(path, exclude, (".csv", ".tsv", ".json"))]
+            if left:
+                more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+                console.warn(
+                    f"{name}: {left[0]}{more} left out, as no text ends so; name what to read there"
+                )
         elif path.exists():
             paths.append(path)
         else:
@@ -79,7 +86,9 @@ def find_files(inputs: Sequence[str], exclude: Sequence[str] = ()) -> list[Path]
     return list(found.values())
 
 
-def _walk(folder: Path, exclude: Sequence[str]) -> Iterator[Path]:
+def _walk(
+    folder: Path, exclude: Sequence[str], suffixes: Sequence[str] = SUFFIXES
+) -> Iterator[Path]:
     hidden = (".*", "__pycache__", *exclude)
 
     def wanted(names: list[str]) -> list[str]:
@@ -92,7 +101,7 @@ def _walk(folder: Path, exclude: Sequence[str]) -> Iterator[Path]:
         folders[:] = wanted(folders)
         for name in wanted(names):
             path = Path(base, name)
-            if plain_suffix(path) in SUFFIXES:
+            if plain_suffix(path) in suffixes:
                 yield path
 
 

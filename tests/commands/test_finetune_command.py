@@ -1,6 +1,7 @@
 """lmcli train and finetune on pairs: both families, templates, LoRA, freezing, early stopping."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -90,6 +91,16 @@ def test_both_families_learn_pairs_and_are_sampled_and_scored(cli, root, run):
     assert {"chrF2", "exact_match"} <= {s["name"] for s in found["scores"]} | {"chrF2"}
     assert found["settings"]["temperature"] == 0
     assert len(list((root / "runs" / run / "evals").glob("*.json"))) == 2
+
+
+def test_a_score_of_some_pairs_says_so(cli, root):
+    said = cli("eval", "one", "--split", "val", "-m", "chrf", "--max-pairs", "3", "--num-beams", 2)
+    n = int(re.search(r"val: ([\d,]+) documents", said.err)[1].replace(",", ""))
+    assert n > 3 and f"outputs of 3 of {n:,} pairs, 2 beams" in said.err
+    [run] = json.loads(cli("report", "one", "--json").out)["runs"]
+    assert "pairs_val_chrf_num_beams_2_pairs_3" in run
+    trained = cli("train", "--data", "pairs", "--name", "new", *SHAPE, "--steps", "2")
+    assert "next: lmcli eval new --split val" in trained.err
 
 
 def test_pairs_are_resumed_with_the_same_bits(cli, root):
