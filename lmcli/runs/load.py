@@ -179,8 +179,9 @@ def evaluate(
     check_tokenizer(loaded.path, data, dataset)
     if split not in dataset.splits:
         raise UsageError(f"--split {split}: {data} has {', '.join(dataset.splits)}")
-    if metrics and not dataset.sources:
-        raise UsageError(f"--metric {metrics[0]} is for pairs, but {data} is plain text")
+    if (metrics or max_pairs) and not dataset.sources:
+        what = f"--metric {metrics[0]}" if metrics else f"--max-pairs {max_pairs}"
+        raise UsageError(f"{what} is for pairs, but {data} is plain text")
     if config.stride and (dataset.sources or loaded.engine.has_encoder):
         raise UsageError("--stride is for plain text and a decoder: nothing else has windows")
     model, task, tokenizer = loaded.config.model, loaded.config.tuning.task, loaded.tokenizer

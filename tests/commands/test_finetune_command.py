@@ -336,6 +336,7 @@ def test_a_template_is_kept_in_the_run_and_wraps_what_it_is_asked(cli, root, tmp
         ),
         (["finetune", "--from", "nobody", "--data", "pairs", "--name", "x"], 66, "nobody"),
         (["eval", "one", "--data", "text", "--metric", "bleu"], 2, "--metric bleu is for pairs"),
+        (["eval", "one", "--data", "text", "--max-pairs", 3], 2, "--max-pairs 3 is for pairs"),
     ],
 )
 def test_mistakes_are_one_sentence(cli, root, line, code, says):
