@@ -14,6 +14,7 @@ from lmcli.dataset.batches import Batch
 from lmcli.model import kernels
 from lmcli.model.kernels import RMSNorm, _Attention, _RMSNorm
 from lmcli.model.loss import summed_nll
+from lmcli.randomness import INCREMENT
 from lmcli.training import precision
 from lmcli.training.optimizers import Optimizer
 from lmcli.training.precision import Working
@@ -230,6 +231,67 @@ def test_compiled_forward_and_backward_are_one_graph(monkeypatch):
     compute = torch.compile(model, fullgraph=True, backend="eager")
     compute(torch.randint(0, 50, (2, 10))).sum().backward()
     assert all(p.grad is not None for n, p in model.named_parameters() if "output" not in n)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, of what it deprecates
+def test_texts_of_other_lengths_need_no_other_graph():
+    """Two: of the first length alone, and of all."""
+    model, graphs = make(n_layers=1, context_length=512).bfloat16().train(), []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compute = torch.compile(model, fullgraph=True, backend=backend)
+    for length in (12, 30, 140, 270, 399):
+        compute(torch.randint(0, 50, (2, length))).sum().backward()
+    assert len(graphs) <= 2
+
+
+def test_random_bits_are_those_of_the_formula():
+    def signed(x):
+        return (x + 2**63) % 2**64 - 2**63
+
+    n = 2 * kernels.CACHED + 5
+    torch.manual_seed(1)
+    found = kernels.random_bits(n)
+    torch.manual_seed(1)
+    place = int(torch.empty((), dtype=torch.int64).random_(-(2**63), None))
+    for i in (0, 1, kernels.CACHED - 1, kernels.CACHED, kernels.CACHED + 1, n - 1):
+        x = signed(place + i * INCREMENT)
+        x = signed((x ^ x >> 30) * 0xBF58476D1CE4E5B9)
+        assert found[i] == signed((x ^ x >> 27) * 0x94D049BB133111EB)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, of what it deprecates
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_factors_of_dropout_keep_the_mean(dtype, compiled):
+    keep = torch.compile(kernels.keep, backend="eager") if compiled else kernels.keep
+    factors = keep(torch.empty(1001, 999, dtype=dtype), 2**14)
+    assert set(factors.unique().tolist()) == {0.0, float(torch.tensor(4 / 3).to(dtype))}
+    assert abs((factors == 0).double().mean() - 0.25) < 0.003
+
+
+def test_parts_of_attention_drop_what_they_draw_themselves(monkeypatch):
+    monkeypatch.setattr(kernels, "QUERIES", 32)
+    keep, drawn = kernels.keep, []
+    monkeypatch.setattr(kernels, "keep", lambda *given: drawn.append(keep(*given)) or drawn[-1])
+    q = torch.zeros(1, 1, 64, 8)
+    _Attention.apply(q, q, q, torch.zeros(()), True, 1.0, 0.5)
+    one, two = (factors.flatten()[:1024] for factors in drawn)
+    assert 0.3 < (one == two).float().mean() < 0.7
+
+
+def test_recomputing_drops_the_same(monkeypatch):
+    monkeypatch.setattr(kernels, "QUERIES", 4)
+    found = []
+    for recompute in (False, True):
+        model = make(init="gpt2", dropout=0.2, attention_dropout=0.2)
+        working = Working(model, precision.resolve("cpu", "bfloat16", 1), False, recompute)
+        gradients(working, Pattern(), TrainingConfig(batch_size=8), 1, 1)
+        found.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert torch.equal(*found)
 
 
 @pytest.mark.slow

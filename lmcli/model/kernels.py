@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from lmcli.randomness import INCREMENT
 
-# Saved attention weights of one layer; beyond this torch's own kernel, which keeps none.
+# Bytes of a layer's attention weights, of which causal ones are saved in half; beyond this torch's
+# own kernel, which keeps none, but with dropout is several times slower and keeps more.
 MOST_SAVED = 2**28
 ROWS, LARGE = 512, 2**18  # of a weight's gradient at a time, where it has so many numbers
 QUERIES = 128  # of causal attention at a time
@@ -157,7 +158,7 @@ def random_bits(n: int) -> Tensor:
     """
     out = torch.empty(n, dtype=torch.int64)
     place = torch.empty((), dtype=torch.int64).random_(-(2**63), None)
-    steps = splitmix_steps()[: min(n, CACHED)] + place
+    steps = splitmix_steps(CACHED)[: min(n, CACHED)] + place
     shifted = torch.empty_like(steps)
     for part in torch.split(out, CACHED):
         given = steps[: len(part)]
@@ -169,8 +170,8 @@ def random_bits(n: int) -> Tensor:
 
 
 @functools.cache
-def splitmix_steps() -> Tensor:
-    return torch.arange(CACHED).mul_(STEP)
+def splitmix_steps(n: int) -> Tensor:
+    return torch.arange(n).mul_(STEP)
 
 
 def attend(
@@ -184,7 +185,7 @@ def attend(
     groups = q.shape[1] // k.shape[1]
     causal = causal and mask is None and q.shape[2] > 1  # one query is the last one and sees all
     own = q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled()
-    if own and 2 * q[..., 0].numel() * k.shape[2] <= MOST_SAVED:
+    if own and (dropout or 2 * q[..., 0].numel() * k.shape[2] <= MOST_SAVED):
         if groups > 1:
             k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
         if mask is None:
@@ -229,12 +230,15 @@ class _Attention(torch.autograd.Function):
     ) -> Tensor:
         b, h, t, d = q.shape
         q, k, v = q.reshape(-1, t, d), k.reshape(b * h, -1, d), v.reshape(b * h, -1, d)
-        ctx.step = QUERIES if causal else t
+        # Compiled it is one part: to go through parts of t would take a graph for each t.
+        parts = causal and not torch.compiler.is_compiling()
+        step = QUERIES if parts else t
+        ctx.starts = range(0, t, step) if parts else [0]
         ctx.scale, ctx.bias_shape = scale, bias.shape
         outs: list[Tensor] = []  # not list[Tensor](), at which torch.compile would break
         saved: list[Tensor | None] = []
-        for start in range(0, t, ctx.step):
-            some = q[:, start : start + ctx.step]
+        for start in ctx.starts:
+            some = q[:, start : start + step]
             n_keys = k.shape[1] - t + start + some.shape[1]
             seen = k[:, :n_keys].mT
             if causal:
@@ -259,10 +263,10 @@ class _Attention(torch.autograd.Function):
         none, scale, bias = grads[0].new_zeros(()), ctx.scale, None
         grad_q: list[Tensor] = []
         grad_k = grad_v = none
-        for start in reversed(range(0, t, ctx.step)):  # the last queries see all keys
-            kept, weights = saved.pop(), saved.pop()
-            n_keys = weights.shape[2]
-            grad = grads[0].reshape(-1, t, d)[:, start : start + ctx.step]
+        several = zip(ctx.starts, saved[::2], saved[1::2], strict=True)
+        for start, weights, kept in reversed(list(several)):  # the last queries see all keys
+            stop, n_keys = start + weights.shape[1], weights.shape[2]
+            grad = grads[0].reshape(-1, t, d)[:, start:stop]
             used = weights if kept is None else weights * kept
             more_v = torch.bmm(used.mT, grad)
             grad_weights = torch.bmm(grad, v[:, :n_keys].mT)
@@ -271,7 +275,7 @@ class _Attention(torch.autograd.Function):
             grad = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)  # noqa: SLF001
             if ctx.needs_input_grad[3]:
                 bias = grad.view(b, h, t, -1).sum_to_size(ctx.bias_shape)
-            some = q[:, start : start + ctx.step]
+            some = q[:, start:stop]
             grad_q.insert(0, torch.baddbmm(none, grad, k[:, :n_keys], beta=0, alpha=scale))
             more_k = torch.baddbmm(none, grad.mT, some, beta=0, alpha=scale)
             if n_keys == k.shape[1]:
