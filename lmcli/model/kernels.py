@@ -231,9 +231,9 @@ class _Attention(torch.autograd.Function):
         b, h, t, d = q.shape
         q, k, v = q.reshape(-1, t, d), k.reshape(b * h, -1, d), v.reshape(b * h, -1, d)
         # Compiled it is one part: to go through parts of t would take a graph for each t.
-        parts = causal and not torch.compiler.is_compiling()
+        parts = causal and not torch.compiler.is_compiling() and t > QUERIES
         step = QUERIES if parts else t
-        ctx.starts = range(0, t, step) if parts else [0]
+        ctx.starts = list(range(0, t, QUERIES)) if parts else [0]
         ctx.scale, ctx.bias_shape = scale, bias.shape
         outs: list[Tensor] = []  # not list[Tensor](), at which torch.compile would break
         saved: list[Tensor | None] = []
@@ -263,8 +263,8 @@ class _Attention(torch.autograd.Function):
         none, scale, bias = grads[0].new_zeros(()), ctx.scale, None
         grad_q: list[Tensor] = []
         grad_k = grad_v = none
-        several = zip(ctx.starts, saved[::2], saved[1::2], strict=True)
-        for start, weights, kept in reversed(list(several)):  # the last queries see all keys
+        for i in reversed(range(len(ctx.starts))):  # the last queries see all keys
+            start, weights, kept = ctx.starts[i], saved[2 * i], saved[2 * i + 1]
             stop, n_keys = start + weights.shape[1], weights.shape[2]
             grad = grads[0].reshape(-1, t, d)[:, start:stop]
             used = weights if kept is None else weights * kept
