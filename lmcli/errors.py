@@ -80,10 +80,14 @@ def exit_code(error: BaseException) -> int:
     return OutOfMemoryError.exit_code if out_of_memory(error) else 1
 
 
+NO_PRIMITIVE = "could not create a primitive"
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether torch or Python ran out of memory, on a CPU or a GPU."""
     text = str(error)
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError)
-        and ("can't allocate memory" in text or "out of memory" in text)
+        # The last is oneDNN's, which found no room for its code.
+        and ("can't allocate memory" in text or "out of memory" in text or text == NO_PRIMITIVE)
     )
