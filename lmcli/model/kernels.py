@@ -17,7 +17,7 @@ from lmcli.randomness import INCREMENT
 # own kernel, which keeps none, but with dropout is several times slower and keeps more.
 MOST_SAVED = 2**28
 ROWS, LARGE = 512, 2**18  # of a weight's gradient at a time, where it has so many numbers
-QUERIES = 128  # of causal attention at a time
+QUERIES, MOST_PARTS = 128, 2  # of causal attention at a time; each part has its own products
 STEP = INCREMENT - 2**64  # of SplitMix64 (lmcli.randomness), as int64
 MIX = (30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64)
 CACHED = 2**17  # of its numbers at a time
@@ -232,8 +232,8 @@ class _Attention(torch.autograd.Function):
         q, k, v = q.reshape(-1, t, d), k.reshape(b * h, -1, d), v.reshape(b * h, -1, d)
         # Compiled it is one part: to go through parts of t would take a graph for each t.
         parts = causal and not torch.compiler.is_compiling() and t > QUERIES
-        step = QUERIES if parts else t
-        ctx.starts = list(range(0, t, QUERIES)) if parts else [0]
+        step = max(QUERIES, -(-t // MOST_PARTS)) if parts else t
+        ctx.starts = list(range(0, t, step)) if parts else [0]
         ctx.scale, ctx.bias_shape = scale, bias.shape
         outs: list[Tensor] = []  # not list[Tensor](), at which torch.compile would break
         saved: list[Tensor | None] = []
