@@ -38,7 +38,6 @@ def command(root: Path, as_json: bool) -> None:
         "lmcli": lmcli.__version__,
         "python": f"{platform.python_version()} ({sys.executable})",
         "system": platform.platform(),
-        "cpu": _cpu_name(),
         "memory": show_bytes(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")),
         "artifacts": str(root.absolute()),
         "free disk": show_bytes(shutil.disk_usage(folder).free),
@@ -59,6 +58,7 @@ def _torch() -> dict[str, Any]:
         return {"chosen": f"nothing: torch cannot be imported ({error})"}
     machine = precision.resolve("auto", "auto", 0)
     facts: dict[str, Any] = {
+        "cpu": precision.cpu_name(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "cores": precision.usable_cores(),
         "devices": "cpu",
@@ -97,13 +97,3 @@ def _probe(folder: Path) -> str:
     except LmcliError as error:
         return f"fail: {error}"
     return "work here" if held else "no locks here: that only one process writes is up to you"
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

@@ -19,8 +19,8 @@ def command(run: str, steps: int, allow_code_execution: bool, root: Path, as_jso
     """Show that a run's newest checkpoint is what its config, data and seed give.
 
     The steps run in a copy. Weights, optimizer state and metrics must be equal bit for bit; exit
-    code 65 names the first tensor that is not, and 78 what else is different here (threads, torch,
-    the kind of CPU), if anything is.
+    code 65 names the first tensor that is not, and 78 what else is different here (lmcli, torch,
+    threads, the CPU), if anything is.
 
     \b
     Examples:
@@ -39,4 +39,4 @@ def command(run: str, steps: int, allow_code_execution: bool, root: Path, as_jso
         where = f"{run}, trained again from step {result['first']}: {result['difference']}"
         if result["environment"] != "the same":
             raise MismatchError(f"{where}; likely because of {result['environment']}")
-        raise DataError(f"{where}, with the same torch, threads and CPU: run or memory is corrupt")
+        raise DataError(f"{where}, with the same lmcli, torch, threads and CPU: it is corrupt")

@@ -6,6 +6,7 @@ import copy
 import ctypes
 import logging
 import os
+import platform
 import shutil
 import tempfile
 import time
@@ -17,11 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import lmcli
 from lmcli.errors import DeviceError
 from lmcli.model.transformer import Transformer
 
 # What Linux says of a CPU, and what that is called.
 BFLOAT16_FLAGS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}
+CPU_NUMBERS = {"family": "cpu family", "model": "model"}
 
 
 @dataclass(frozen=True)
@@ -50,19 +53,21 @@ class Machine:
     def environment(self) -> dict[str, Any]:
         """What the bits of a step depend on besides config and data."""
         return {
+            "lmcli": lmcli.__version__,
             "torch": torch.__version__,
             "device": self.device,
             "dtype": self.dtype,
             "threads": self.threads,
+            "cpu": cpu_name(),
             "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         }
 
     def differences(self, before: dict[str, Any]) -> str:
         """`torch 2.11 then, 2.13 now` for what bits depend on; empty where it is the same."""
         return ", ".join(
-            f"{key} {before[key]} then, {value} now"
+            f"{key} {before.get(key, 'unknown')} then, {value} now"
             for key, value in self.environment().items()
-            if before.get(key, value) != value
+            if before.get(key) != value
         )
 
 
@@ -175,11 +180,27 @@ def bfloat16_unit(device: str) -> str:
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
     if device != "cpu" or (limit and not limit.endswith(("DEFAULT", "AMX", "BF16"))):
         return ""
-    try:
-        flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split("flags", 2)[1].split())
-    except (OSError, IndexError):
-        return ""
+    flags = _cpuinfo().get("flags", "").split()
     return next((n for f, n in BFLOAT16_FLAGS.items() if f in flags), "")
+
+
+def cpu_name() -> str:
+    """`AMD EPYC, family 25, model 17`: the libraries below choose kernels by all three."""
+    facts = _cpuinfo()
+    if "model name" not in facts:
+        return platform.processor() or platform.machine()
+    numbers = (f", {word} {facts[key]}" for word, key in CPU_NUMBERS.items() if key in facts)
+    return facts["model name"] + "".join(numbers)
+
+
+def _cpuinfo() -> dict[str, str]:
+    """What Linux says of the first processor; empty elsewhere."""
+    try:
+        first = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 def resolve(device: str, dtype: str, threads: int, exact: bool = False) -> Machine:

@@ -40,8 +40,11 @@ def same_machine(expected) -> bool:
     """Whether bits may be compared: only for the recorded torch and kind of CPU."""
     import torch
 
+    from lmcli.training import precision
+
     here = (torch.__version__, torch.backends.cpu.get_cpu_capability())
-    return here == (expected["torch"], expected["cpu_capability"])
+    same = here == (expected["torch"], expected["cpu_capability"])
+    return same and expected["cpu"] in precision.cpu_name()
 
 
 def test_there_is_one_of_the_present_format():

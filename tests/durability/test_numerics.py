@@ -266,11 +266,16 @@ def test_prove_names_the_first_tensor_that_differs_and_why(cli, tiny_copy):
     manifest.write(folder, "checkpoint", made.name, made.parents, environment=made.made)
     result = cli("prove", "r", "--steps", 4)
     assert result.code == 65 and f"{name} differs in 1 of" in result.err
-    manifest.write(
-        folder, "checkpoint", made.name, made.parents, environment=made.made | {"threads": 64}
-    )
-    result = cli("prove", "r", "--steps", 4)
-    assert result.code == 78 and "likely because of threads 64 then, 1 now" in result.err
+    unsaid = {key: value for key, value in made.made.items() if key != "cpu"}
+    for then, words in (
+        (made.made | {"threads": 64}, "threads 64 then, 1 now"),
+        (made.made | {"cpu": "Intel 8086"}, "cpu Intel 8086 then, "),
+        (made.made | {"lmcli": "0.0.1"}, "lmcli 0.0.1 then, "),
+        (unsaid, "cpu unknown then, "),
+    ):
+        manifest.write(folder, "checkpoint", made.name, made.parents, environment=then)
+        result = cli("prove", "r", "--steps", 4)
+        assert result.code == 78 and f"likely because of {words}" in result.err
     assert not list(tiny_copy.rglob(".tmp-*"))
 
 

@@ -76,7 +76,9 @@ def main(target: Path) -> None:
         lmcli(folder, *EXTEND)
         run = folder / "artifacts" / "runs" / "base"
         made = json.loads((run / "checkpoints" / "step-000510" / "manifest.json").read_text())
-        expected |= outcome(run, 510) | {k: made["made"][k] for k in ("torch", "cpu_capability")}
+        expected |= outcome(run, 510) | {
+            k: made["made"][k] for k in ("torch", "cpu", "cpu_capability")
+        }
         (target / "expected.json").write_text(json.dumps(expected, indent=2) + "\n")
 
 
