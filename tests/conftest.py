@@ -8,6 +8,9 @@ from typing import NamedTuple
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # the cores are taken by the other workers
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 TINY = [
     *("--n-layers", "2", "--d-model", "32", "--n-heads", "2", "--context-length", "32"),
