@@ -220,7 +220,10 @@ def test_what_has_nothing_to_save_ends_promptly(stage, tmp_path, name):
         _, said = process.communicate(timeout=60)
         assert time.monotonic() - began < 2
         if which == "SIGINT":
-            assert process.returncode == 130 and said.endswith("lmcli: stopped\n"), said
+            # Where it came while a module of the standard library ran text by exec, Python ends by
+            # the signal in the end, although it was caught: 130 too for a shell.
+            assert process.returncode in (130, -signal.SIGINT), said
+            assert said.endswith("lmcli: stopped\n"), said
         else:
             assert process.returncode == -getattr(signal, which)
         assert "Traceback" not in said and group_is_gone(process.pid)
