@@ -3,7 +3,7 @@
 import codecs
 from dataclasses import dataclass
 
-from lmcli.config.fields import option
+from lmcli.config.fields import choice, option
 from lmcli.errors import UsageError
 
 
@@ -11,20 +11,17 @@ from lmcli.errors import UsageError
 class ReadConfig:
     """What counts as one document, and what happens to text that cannot be read."""
 
-    document: str = option(
-        "file", "a document is a whole file, a line or a block", choices=("file", "line", "block")
+    document: str = choice(
+        ("file", "line", "block"), "a document is a whole file, a line or a block"
     )
     text_key: str = option("text", "JSONL field or CSV/TSV column that holds the text")
-    on_error: str = option("fail", "documents that cannot be read", choices=("fail", "skip"))
-    format: str = option(
-        "auto",
+    on_error: str = choice(("fail", "skip"), "documents that cannot be read")
+    format: str = choice(
+        ("auto", "text", "jsonl", "csv", "tsv"),
         "what the files hold (auto: by suffix; standard input is text)",
-        choices=("auto", "text", "jsonl", "csv", "tsv"),
     )
     encoding: str = option("utf-8", "encoding of the files, such as latin-1 or utf-16")
-    newlines: str = option(
-        "keep", "line ends as they are, or CRLF and CR as LF", choices=("keep", "lf")
-    )
+    newlines: str = choice(("keep", "lf"), "line ends as they are, or CRLF and CR as LF")
 
     def __post_init__(self) -> None:
         try:
@@ -85,10 +82,9 @@ class SplitConfig:
 
     val_fraction: float = option(0.05, "share of documents for validation", high=0.9)
     test_fraction: float = option(0.05, "share of documents for testing", high=0.9)
-    split_by: str = option(
-        "auto",
+    split_by: str = choice(
+        ("auto", "hash", "position"),
         "by document hash, or by position (auto: by position below 20 documents)",
-        choices=("auto", "hash", "position"),
     )
 
     def __post_init__(self) -> None:
@@ -100,10 +96,9 @@ class SplitConfig:
 class TokenizerConfig:
     """A tokenizer trained on text."""
 
-    algorithm: str = option(
-        "bpe",
+    algorithm: str = choice(
+        ("bpe", "unigram", "wordpiece", "char", "byte"),
         "how the vocabulary is learned; each gives back any text byte for byte",
-        choices=("bpe", "unigram", "wordpiece", "char", "byte"),
     )
     vocab_size: int | None = option(
         None, "tokens, special ones included [8192 or what the text supports]", low=1, high=2**22

@@ -39,6 +39,11 @@ def option(
     return dataclasses.field(default=default, metadata=meta)
 
 
+def choice(words: tuple[str, ...], help: str) -> Any:
+    """A dataclass field that is one of some words, the first by default."""
+    return option(words[0], help, choices=words)
+
+
 def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 

@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 
-from lmcli.config.fields import option
+from lmcli.config.fields import choice, option
 from lmcli.errors import UsageError
 
 
@@ -15,7 +15,7 @@ class ModelConfig:
     resolved configs are stored.
     """
 
-    arch: str = option("decoder", "model family", choices=("decoder", "encoder-decoder"))
+    arch: str = choice(("decoder", "encoder-decoder"), "model family")
     vocab_size: int = option(0, "tokens in the vocabulary; 0: from the tokenizer")
     context_length: int = option(256, "longest sequence in tokens", low=1)
     d_model: int = option(192, "width of the residual stream", low=1)
@@ -27,13 +27,13 @@ class ModelConfig:
     d_ff: int = option(0, "hidden width of the MLP; 0: 4 x d_model")
     dropout: float = option(0.0, "dropout on embeddings and sublayer outputs", high=0.95)
     attention_dropout: float = option(0.0, "dropout on attention weights", high=0.95)
-    position: str = option(
-        "rope", "position encoding", choices=("rope", "learned", "sinusoidal", "relative", "none")
+    position: str = choice(
+        ("rope", "learned", "sinusoidal", "relative", "none"), "position encoding"
     )
     rope_theta: float = option(10000.0, "base of the rotary wavelengths", low=1)
     rope_scaling: float = option(1.0, "positions are divided by this before rotation", low=1)
-    norm: str = option("rmsnorm", "normalisation", choices=("rmsnorm", "layernorm"))
-    norm_position: str = option("pre", "norm before or after a sublayer", choices=("pre", "post"))
+    norm: str = choice(("rmsnorm", "layernorm"), "normalisation")
+    norm_position: str = choice(("pre", "post"), "norm before or after a sublayer")
     norm_eps: float = option(1e-6, "epsilon inside the norm")
     activation: str = option(
         "relu2",
@@ -50,10 +50,9 @@ class ModelConfig:
     output_bias: bool = option(False, "bias on the output layer: softmax(hW + b)")
     embedding_scale: float = option(1.0, "factor on token embeddings; 0: sqrt(d_model)")
     tie_embeddings: bool = option(False, "the output layer is the embedding, transposed")
-    init: str = option(
-        "zero-out",
+    init: str = choice(
+        ("zero-out", "gpt2", "xavier"),
         "weights at start: zero output projections, GPT-2's normal(0.02), or Xavier's uniform",
-        choices=("zero-out", "gpt2", "xavier"),
     )
 
     def resolved(self, vocab_size: int | None = None) -> "ModelConfig":

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lmcli.config.fields import option
+from lmcli.config.fields import choice, option
 
 METRICS = {  # name -> module under lmcli.metrics
     **dict.fromkeys(("bleu", "chrf", "chrf++", "ter"), "translation"),
@@ -22,9 +22,9 @@ WEAK = "where there are no namespaces: run them with your own rights, under limi
 class ScoringConfig:
     """What a metric is made with; each setting stands in the signature of what it touches."""
 
-    tokenize: str = option("13a", TOKENIZE, choices=TOKENIZERS + INSTALLED)
+    tokenize: str = choice(TOKENIZERS + INSTALLED, TOKENIZE)
     lowercase: bool = option(False, "lower-case for BLEU, chrF, exact match; the rest always do")
-    rouge_tokenizer: str = option("script", ROUGE, choices=("script", "rouge"))
+    rouge_tokenizer: str = choice(("script", "rouge"), ROUGE)
     stem: bool = option(False, "Porter stemming of English words for ROUGE")
     hyp_key: str = option("", f"field or column of hypotheses, in JSONL or TSV {HYP}")
     ref_key: str = option("", f"field or column of references, text or a list {REF}")

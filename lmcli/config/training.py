@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from lmcli.config.fields import option
+from lmcli.config.fields import choice, option
 from lmcli.config.units import parse_duration
 from lmcli.errors import UsageError
 
@@ -48,14 +48,10 @@ class TrainingConfig:
     micro_batch_size: int = option(
         0, "sequences per forward pass; the step accumulates them; 0: batch_size"
     )
-    optimizer: str = option(
-        "adamw", "adamw, or muon for the blocks' matrices", choices=("adamw", "muon")
-    )
+    optimizer: str = choice(("adamw", "muon"), "adamw, or muon for the blocks' matrices")
     lr: float = option(3e-3, "peak learning rate")
-    schedule: str = option(
-        "cosine",
-        "learning-rate schedule",
-        choices=("cosine", "linear", "constant", "wsd", "inverse-sqrt"),
+    schedule: str = choice(
+        ("cosine", "linear", "constant", "wsd", "inverse-sqrt"), "learning-rate schedule"
     )
     warmup_steps: int = option(20, "steps of linear warm-up")
     warmup_tokens: int = option(0, "tokens of linear warm-up instead of steps; 0: warmup_steps")
@@ -85,35 +81,30 @@ class TrainingConfig:
     average_last: int = option(
         0, "use the mean of the last N checkpoints, which are kept; 0: use the best"
     )
-    best_by: str = option(
-        "loss",
+    best_by: str = choice(
+        ("loss", "bleu", "chrf", "rougeL", "exact_match", "squad_em", "squad_f1", "pass@1"),
         "what the best checkpoint is best by: validation loss, or a metric of the outputs for "
         "eval_pairs of the val split",
-        choices=("loss", "bleu", "chrf", "rougeL", "exact_match", "squad_em", "squad_f1", "pass@1"),
     )
     problems: str | None = option(
         None, "prompts with tests (JSONL); best_by pass@1 runs what the model makes of them"
     )
     eval_pairs: int = option(200, "pairs of the val split that best_by decodes", low=1)
     patience: int = option(0, "stop after N validations in a row without a new best; 0: never")
-    on_nonfinite: str = option(
-        "abort",
+    on_nonfinite: str = choice(
+        ("abort", "skip", "rewind"),
         "NaN or infinity in loss or gradients, which never reaches the weights: abort, skip the "
         "update, or rewind to the last checkpoint and leave out the data since",
-        choices=("abort", "skip", "rewind"),
     )
-    on_spike: str = option(
-        "ignore",
+    on_spike: str = choice(
+        ("ignore", "abort", "skip", "rewind"),
         "the same for a loss or gradient norm far above the last 128 steps",
-        choices=("ignore", "abort", "skip", "rewind"),
     )
     spike_sigma: float = option(6.0, "what is far: standard deviations above the mean", low=1)
     max_skips: int = option(10, "skips and rewinds in a run before it aborts")
-    device: str = option("auto", "cpu, cuda, mps or auto", choices=DEVICES)
-    dtype: str = option("auto", "compute precision; weights stay float32", choices=DTYPES)
-    compile: str = option(
-        "auto", "torch.compile, where it pays back within the run", choices=("auto", "on", "off")
-    )
+    device: str = choice(DEVICES, "cpu, cuda, mps or auto")
+    dtype: str = choice(DTYPES, "compute precision; weights stay float32")
+    compile: str = choice(("auto", "on", "off"), "torch.compile, where it pays back within the run")
     recompute: bool = option(False, "keep no activations of a block, but compute them again")
     budget: str | None = option(
         None,
