@@ -70,21 +70,17 @@ def new(root: Path, kind: str, reference: str) -> Path:
 
 def find(root: Path, reference: str, kind: str | None = None) -> Path:
     """The existing artifact that `reference` (a name, `kind/name` or a path) means."""
-    kinds = [kind] if kind else list(FOLDERS)
     if is_path(reference):
         path = Path(reference)
         if not path.is_dir():
             raise MissingInputError(f"{reference}: no such folder")
         return path
     folder, slash, name = reference.rstrip("/").rpartition("/")
-    if slash:
-        kinds = [k for k in kinds if FOLDERS[k] == folder]
+    places = [root / own for k, own in FOLDERS.items() if kind in (None, k) and folder in ("", own)]
     valid = _NAME.fullmatch(name) is not None
-    found = [p for k in kinds if valid and (p := root / FOLDERS[k] / name).is_dir()]
+    found = [place / name for place in places if valid and (place / name).is_dir()]
     if not found:
-        there = sorted(
-            p.name for k in kinds for p in (root / FOLDERS[k]).glob("[!.]*") if p.is_dir()
-        )
+        there = sorted(p.name for place in places for p in place.glob("[!.]*") if p.is_dir())
         listing = f"; there are {', '.join(there[:8])}" if there else ""
         if slash and valid and Path(reference).is_dir():
             listing = f"; a path starts with ./ or /: ./{reference}"
