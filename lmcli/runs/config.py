@@ -123,14 +123,13 @@ class RunConfig:
         n = self.now(run).average_last if self.data else 0
         which = which or ("mean" if n else "best")
         folder, state = checkpoint.choose(run, "last" if which == "mean" else which)
-        if which != "mean":
-            return [folder], state, manifest.read(folder, "checkpoint").id
-        steps = [s for s in checkpoint.list_steps(run) if s] or [0]  # 0 is what it began with
-        folders = [
-            layout.checkpoint(run, step) for step in steps[-(n or self.training.keep_last) :]
-        ]
-        for each in folders:
-            checkpoint.read_state(run, each)
+        folders = [folder]
+        if which == "mean":
+            steps = [s for s in checkpoint.list_steps(run) if s] or [0]  # 0 is what it began with
+            last = steps[-(n or self.training.keep_last) :]
+            folders = [layout.checkpoint(run, step) for step in last]
+            for each in folders:
+                checkpoint.read_state(run, each)
         ids = [manifest.read(each, "checkpoint").id for each in folders]
         return folders, state, files.digest({"mean": ids}) if len(ids) > 1 else ids[0]
 
@@ -322,13 +321,10 @@ def pays_to_compile(
 
 def shape(base: ModelConfig, given: dict[str, Any]) -> ModelConfig:
     """A preset with the model settings of `given` in place of its own; not yet resolved."""
-    own = {k: v for k, v in given.items() if k in SHAPE}
     values = dataclasses.asdict(base) | {"vocab_size": 0}
     # A derived value follows the one it derives from, unless the user pinned both.
-    for key, pinned in DERIVED:
-        if pinned in own:
-            values[key] = 0
-    return fields.build(ModelConfig, values | own)
+    values |= {key: 0 for key, pinned in DERIVED if pinned in given}
+    return fields.pick(ModelConfig, values | given)
 
 
 def shape_of(source: RunConfig, asked: Asked) -> ModelConfig:
