@@ -13,6 +13,7 @@ from lmcli.artifacts import files, layout, lock, manifest, schema
 from lmcli.artifacts.manifest import Manifest
 from lmcli.errors import DataError, LmcliError
 
+LOSSES = ("loss", "val_loss", "val_bits_per_byte")  # that a run's status shows
 ENDED = ("finished", "interrupted")  # states of a run after which nothing is written
 
 
@@ -131,9 +132,7 @@ def status(run: Path) -> dict[str, Any]:
     if value["state"] == "running" and not lock.is_held(run / layout.LOCK):
         value |= {"state": "interrupted", "reason": "its process is gone", "resumable": True}
     for record in read_log(run, layout.METRICS):
-        for key in ("loss", "val_loss", "val_bits_per_byte"):
-            if key in record:
-                value[key] = record[key]
+        value |= {key: record[key] for key in LOSSES if key in record}
     return value
 
 
@@ -170,7 +169,7 @@ def _look(path: Path) -> tuple[list[str], int, int]:
     if is_run:
         for step in layout.list_steps(path):
             folder = layout.checkpoint(path, step)
-            found = _found(_checkpoint_problems(path, folder))
+            found = list(_found(_checkpoint_problems(path, folder)))
             if folder.is_dir():  # a living run prunes old ones meanwhile
                 folders.append(folder)
                 problems += found
@@ -189,15 +188,12 @@ def _look(path: Path) -> tuple[list[str], int, int]:
     return problems, n_files, n_bytes
 
 
-def _found(problems: Iterator[str]) -> list[str]:
+def _found(problems: Iterator[str]) -> Iterator[str]:
     """All of them; the last is the error that kept us from looking further, if there was one."""
-    found = []
     try:
-        for problem in problems:
-            found.append(problem)
+        yield from problems
     except LmcliError as error:
-        found.append(str(error))
-    return found
+        yield str(error)
 
 
 def _is_run(path: Path) -> bool:

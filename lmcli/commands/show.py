@@ -61,11 +61,7 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         reason = f": {status['reason']}" if status["reason"] else ""
         of = status.get("steps", facts["config"]["training"].get("steps"))
         lines.append(("state", f"{status['state']} at step {status['step']} of {of}{reason}"))
-        lines += [
-            (key, f"{status[key]:.4f}")
-            for key in ("loss", "val_loss", "val_bits_per_byte")
-            if key in status
-        ]
+        lines += [(key, f"{status[key]:.4f}") for key in inventory.LOSSES if key in status]
         found = facts["checkpoints"]
         steps = ", ".join(map(str, found["steps"])) or "none yet"
         best = f" (best {found['best']})" if found["best"] is not None else ""

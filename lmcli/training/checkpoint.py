@@ -10,7 +10,6 @@ checkpoints leave out those of them that are frozen, and name it as their parent
 
 import contextlib
 import errno
-import hashlib
 import math
 import os
 import shutil
@@ -50,7 +49,7 @@ class State:
     recent: Sequence[Sequence[float]] = ()  # loss and gradient norm, to know a spike by
 
 
-START = State(0, 0, 0, hashlib.sha256().hexdigest())
+START = State(0, 0, 0, files.EMPTY)
 
 
 def save(
