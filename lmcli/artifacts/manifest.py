@@ -80,6 +80,14 @@ def read(directory: Path, kind: str | None = None, hashes: bool = False) -> Mani
     return manifest
 
 
+def find(
+    root: Path, reference: str, kind: str | None = None, hashes: bool = False
+) -> tuple[Path, Manifest]:
+    """The artifact under `root` that `reference` means, and its manifest as `read` gives it."""
+    path = layout.find(root, reference, kind)
+    return path, read(path, kind, hashes)
+
+
 def parse(directory: Path) -> Manifest:
     """The manifest alone, believed only as far as its own hashes; files are not looked at."""
     if not directory.is_dir():

@@ -87,8 +87,7 @@ def build(
     pair = pick(PairConfig, creation.given)
     of_pairs = _of_pairs(bool(files), bool(val or test), sides, creation.given)
     path = layout.new(creation.root, "dataset", name)
-    tokenizer_path = layout.find(creation.root, tokenizer, "tokenizer")
-    made = manifest.read(tokenizer_path, "tokenizer")
+    tokenizer_path, made = manifest.find(creation.root, tokenizer, "tokenizer")
     parents = {"tokenizer": made.id}
     inputs = {"train": files, "val": val, "test": test}
     if any(sides.values()):

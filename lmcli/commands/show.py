@@ -21,8 +21,7 @@ def command(artifact: str, root: Path, as_json: bool) -> None:
       lmcli show base
       lmcli show datasets/corpus --json
     """
-    path = layout.find(root, artifact)
-    made = manifest.read(path)
+    path, made = manifest.find(root, artifact)
     facts: dict[str, Any] = {
         "kind": made.kind,
         "name": path.resolve().name,

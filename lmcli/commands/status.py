@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from lmcli import console
-from lmcli.artifacts import inventory, layout, manifest
+from lmcli.artifacts import inventory, manifest
 from lmcli.commands import options
 from lmcli.config.fields import suggest
 from lmcli.errors import UsageError
@@ -23,8 +23,7 @@ def command(run: str, field: str | None, root: Path, as_json: bool) -> None:
       lmcli status base
       lmcli status base --field state
     """
-    path = layout.find(root, run, "run")
-    manifest.read(path, "run")
+    path, _ = manifest.find(root, run, "run")
     status = inventory.status(path)
     if field is not None:
         if field not in status:

@@ -133,8 +133,7 @@ def import_(
 def _load(root: Path, reference: str) -> "tuple[Tokenizer, manifest.Manifest]":
     from lmcli.text.tokenizer import Tokenizer
 
-    path = layout.find(root, reference, "tokenizer")
-    made = manifest.read(path, "tokenizer", hashes=True)
+    path, made = manifest.find(root, reference, "tokenizer", hashes=True)
     return Tokenizer.load(path / layout.TOKENIZER), made
 
 

@@ -24,8 +24,7 @@ class RunRecord:
 
 def read(root: Path, reference: str) -> RunRecord:
     """Raises MissingInputError, or DataError for a file that changed."""
-    run = layout.find(root, reference, "run")
-    made = manifest.read(run, "run")
+    run, made = manifest.find(root, reference, "run")
     config = files.read_json(run / layout.CONFIG, schema.CONFIG)
     status = inventory.status(run)
     metrics = inventory.read_log(run, layout.METRICS)
@@ -82,5 +81,5 @@ def _commands(root: Path, made: manifest.Manifest) -> list[str]:
     for kind in ("tokenizer", "dataset"):
         parent = inventory.name_of(root, made.parents.get(kind, ""))
         if parent is not None:
-            lines.append(manifest.read(layout.find(root, parent)).made["command"])
+            lines.append(manifest.find(root, parent)[1].made["command"])
     return [shlex.join(line) for line in [*lines, made.made["command"]]]

@@ -78,8 +78,7 @@ def export_model(root: Path, reference: str, which: str | None, out: Path) -> di
     """A checkpoint of a run as a model folder `out`, whole or not at all."""
     if out.exists():
         raise UsageError(f"--out {out} exists; choose another folder")
-    run = layout.find(root, reference, "run")
-    manifest.read(run, "run", hashes=True)
+    run, _ = manifest.find(root, reference, "run", hashes=True)
     config = RunConfig.read(run)
     folders, state, id_ = config.chosen(run, which)
     tokenizer = Tokenizer.load(run / layout.TOKENIZER)

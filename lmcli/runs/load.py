@@ -114,8 +114,7 @@ def load(
         if dtype == "float32":
             raise UsageError(f"--quantize {quantize} computes in bfloat16, not --dtype float32")
         dtype = "bfloat16"
-    run = layout.find(root, reference, "run")
-    manifest.read(run, "run", hashes=True)
+    run, _ = manifest.find(root, reference, "run", hashes=True)
     config = RunConfig.read(run)
     machine = precision.resolve(device, dtype, 0, exact=True)
     if quantize == "int4" and machine.device != "cpu":

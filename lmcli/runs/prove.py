@@ -22,8 +22,7 @@ def prove(
     run. Raises UsageError where that would take more steps than asked for, LockedError while the
     run is being trained.
     """
-    run = layout.find(root, reference, "run")
-    manifest.read(run, "run", hashes=True)
+    run, _ = manifest.find(root, reference, "run", hashes=True)
     copy = run.with_name(f"{files.TEMPORARY}prove-{run.name}") / run.name
     with lock.hold(run / layout.LOCK, f"run {run.name}"):
         folder, state = checkpoint.choose(run, "last")
