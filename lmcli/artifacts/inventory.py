@@ -26,12 +26,8 @@ class Artifact:
     manifest: Manifest | None
 
     @property
-    def name(self) -> str:
-        return self.path.name
-
-    @property
     def reference(self) -> str:
-        return f"{self.path.parent.name}/{self.name}"
+        return f"{self.path.parent.name}/{self.path.name}"
 
     @property
     def size(self) -> int:
@@ -180,12 +176,11 @@ def _look(path: Path) -> tuple[list[str], int, int]:
         for result in sorted((path / layout.EVALS).glob("[!.]*.json")):
             problems += _found(_eval_problems(path, result))
         problems += _foreign(path)
-    n_files = n_bytes = 0
+    listed: list[dict[str, Any]] = []
     for folder in folders:
         with contextlib.suppress(LmcliError):
-            listed = manifest.read(folder).files.values()
-            n_files, n_bytes = n_files + len(listed), n_bytes + sum(e["bytes"] for e in listed)
-    return problems, n_files, n_bytes
+            listed += manifest.read(folder).files.values()
+    return problems, len(listed), sum(entry["bytes"] for entry in listed)
 
 
 def _found(problems: Iterator[str]) -> Iterator[str]:

@@ -30,9 +30,9 @@ def command(kind: str | None, root: Path, as_json: bool) -> None:
     for a in found:
         id_, created = (a.manifest.id, inventory.age(a.manifest.made)) if a.manifest else ("", "")
         size, state = a.size, _state(a)
-        record = {"kind": a.kind, "name": a.name, "id": id_ or None, "bytes": size}
+        record = {"kind": a.kind, "name": a.path.name, "id": id_ or None, "bytes": size}
         records.append(record | {"created": created or None, "state": state})
-        rows.append((a.kind, a.name, id_[:12], show_bytes(size), created, state))
+        rows.append((a.kind, a.path.name, id_[:12], show_bytes(size), created, state))
     table = console.table(rows, ("kind", "name", "id", "size", "created", "state"))
     console.reply(as_json, records, table)
 
