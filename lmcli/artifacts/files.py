@@ -278,6 +278,11 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def facts(path: Path) -> dict[str, Any]:
+    """What is recorded of a file, to know it again: its size and hash."""
+    return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+
+
 class Stream:
     """A large file written piece by piece into a staged folder, which makes it durable."""
 

@@ -49,10 +49,7 @@ def write(
     `environment` is recorded with when, where and by which command, apart from the id.
     """
     table = {
-        path.relative_to(directory).as_posix(): {
-            "bytes": path.stat().st_size,
-            "sha256": files.sha256_file(path),
-        }
+        path.relative_to(directory).as_posix(): files.facts(path)
         for path in files.inside(directory)
         if path.is_file() and path != directory / layout.MANIFEST
     }

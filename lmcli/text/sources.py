@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lmcli import console
-from lmcli.artifacts import layout
-from lmcli.artifacts.files import sha256_file
+from lmcli.artifacts import files, layout
 from lmcli.config.data import ReadConfig
 from lmcli.errors import DataError, MissingInputError, StorageError
 
@@ -107,9 +106,7 @@ def _walk(
 
 def fingerprint(paths: Sequence[Path]) -> list[dict[str, Any]]:
     """Path, size and sha256 of each source as it lies on disk."""
-    return [
-        {"path": name_of(p), "bytes": p.stat().st_size, "sha256": sha256_file(p)} for p in paths
-    ]
+    return [{"path": name_of(path), **files.facts(path)} for path in paths]
 
 
 @contextmanager
