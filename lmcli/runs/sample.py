@@ -87,15 +87,9 @@ class Sampler:
             if on_text is not None:
                 on_text(pending[record - first], self.ends.readable(ids, final), final)
 
-        engine = self.loaded.engine
-        for done in engine.stream(
-            arrivals,
-            self.config,
-            self.stop_ids,
-            self.reached,
-            self.choices,
-            on_token if on_text is not None else None,
-        ):
+        rules = self.stop_ids, self.reached, self.choices
+        show = on_token if on_text is not None else None
+        for done in self.loaded.engine.stream(arrivals, self.config, *rules, show):
             first += 1
             yield pending.popleft(), done
 
