@@ -223,6 +223,7 @@ def open_trainer(root: Path, run: Path, asked: Asked) -> Trainer | None:
     The caller holds the run's lock.
     """
     stored = RunConfig.trained(run)
+    original = stored.training  # as it was started
     found = checkpoint.newest(run)
     if found is None and checkpoint.list_steps(run):
         console.warn(f"no checkpoint is good; {run.name} starts again from step 0")
@@ -230,7 +231,7 @@ def open_trainer(root: Path, run: Path, asked: Asked) -> Trainer | None:
     step = state.step
     current = stored.now(run)
     change = changes(stored, current, asked)
-    planned = events.stopped_early(run, stored.training.steps)
+    planned = events.stopped_early(run, original.steps)
     if planned is not None and change.get("steps") == planned:
         del change["steps"]  # the same command again
     for problem in inventory.log_problems(run, layout.PERF):
@@ -252,25 +253,19 @@ def open_trainer(root: Path, run: Path, asked: Asked) -> Trainer | None:
         change["budget"] = None  # whoever asks for steps does not ask for the clock any more
     current = dataclasses.replace(current, **change)
     # With the threads it was started with, which it may have given up for a while.
-    machine = precision.resolve(current.device, current.dtype, stored.training.threads)
+    machine = precision.resolve(current.device, current.dtype, original.threads)
     precision.prepare(machine, current.tune)
     if found:
         checkpoint.check_shapes(found[0], parameters(stored.model))
     model = stored.build()
     model.to(machine.device)
-    checkpoint.check_space(run, model, bool(stored.training.ema))
+    checkpoint.check_space(run, model, bool(original.ema))
     tokenizer = Tokenizer.load(run / layout.TOKENIZER)
     batches = stored.batches(dataset, tokenizer)
-    trainer = Trainer(
-        run,
-        model,
-        Optimizer(model, stored.training),
-        batches if machine.device == "cpu" else Ahead(batches),
-        stored.training,
-        machine,
-        validation(stored, dataset, tokenizer, current, _problems(current, asked)),
-        asked.profile,
-    )
+    optimizer = Optimizer(model, original)
+    source = batches if machine.device == "cpu" else Ahead(batches)
+    evaluate = validation(stored, dataset, tokenizer, current, _problems(current, asked))
+    trainer = Trainer(run, model, optimizer, source, original, machine, evaluate, asked.profile)
     trainer.restore(found)
     if change:
         # First, because a status that says finished promises that nothing comes after it.
@@ -318,8 +313,7 @@ def validation(
     config = EvaluationConfig(max_tokens=training.eval_tokens)
     reader = stored.reader(dataset, "val", tokenizer) if dataset.sources else None
     scorer = SplitScorer(store, tokenizer, stored.model, config, reader)
-    metric = training.best_by if training.best_by != "loss" else None
-    prompt, template = training.eval_prompt, stored.template(tokenizer)
+    metric, prompt, template = training.best_by, training.eval_prompt, stored.template(tokenizer)
 
     def write(engine: Engine, prompts: list[str], how: GenerationConfig) -> list[str]:
         room = engine.room(how.max_new_tokens) if template.before or template.after else None
@@ -338,7 +332,7 @@ def validation(
             prompts = [text for [text] in problems.segments("prompt", single=True)]
             verdicts = verdicts_on(problems, write(engine, prompts, greedy), ScoringConfig())
             found["val_pass@1"] = 100 * sum(v.passed for v in verdicts) / len(prompts)
-        elif metric is not None and reader is not None:
+        elif metric != "loss" and reader is not None:
             outputs = decode_pairs(engine, reader, tokenizer, greedy, training.eval_pairs)
             found[f"val_{metric}"] = score.measure(metric, *outputs, ScoringConfig()).score().value
         if prompt is not None:
