@@ -84,14 +84,12 @@ def export_model(root: Path, reference: str, which: str | None, out: Path) -> di
     tokenizer = Tokenizer.load(run / layout.TOKENIZER)
     made = {"run": run.name, "step": state.step, "checkpoint": id_}
     source = config.data or config.origin
+    data, eos = f"{source['name']}, id `{source['id']}`", tokenizer.token(tokenizer.eos_id)
+    evals = [result for result in inventory.evals(run) if result["checkpoint"]["id"] == id_]
     recipe = dataclasses.asdict(config.model)
-    text = card.text(
-        [r for r in inventory.evals(run) if r["checkpoint"]["id"] == made["checkpoint"]],
-        recipe | dataclasses.asdict(config.now(run)) if config.data else recipe,
-        eos=tokenizer.token(tokenizer.eos_id),
-        data=f"{source['name']}, id `{source['id']}`",
-        **made,
-    )
+    if config.data:
+        recipe |= dataclasses.asdict(config.now(run))
+    text = card.text(evals, recipe, eos=eos, data=data, **made)
     with (
         lock.hold(layout.creation_lock(out), f"folder {out}", keep=False),
         files.staged_directory(out) as staged,
