@@ -76,12 +76,10 @@ class Sampler:
             if (found := take(n, wait)) is None:
                 return None
             pending.extend(found)
-            numbers = range(self.record, self.record + len(found))
+            numbered = enumerate(found, self.record)
+            requests = [Request(self._encode(p), i, 0 if p.blank else None) for i, p in numbered]
             self.record += len(found)
-            return [
-                Request(self._encode(p), i, 0 if p.blank else None)
-                for p, i in zip(found, numbers, strict=True)
-            ]
+            return requests
 
         def on_token(record: int, sample: int, ids: Sequence[int], final: bool) -> None:
             if on_text is not None:
