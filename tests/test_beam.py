@@ -14,7 +14,7 @@ from lmcli.config.generation import GenerationConfig
 from lmcli.errors import UsageError
 from lmcli.inference.batch import Completion
 from lmcli.inference.engine import Engine
-from lmcli.interop.gpt2 import GPT2
+from lmcli.interop.gpt2 import write_config, write_weights
 from lmcli.model.transformer import Transformer
 
 EOS = 2
@@ -211,9 +211,9 @@ def gpt2(transformers):
         likely = ours.output.weight[EOS]
         ours.decoder.norm.bias += 0.5 * likely / likely.square().sum()
     theirs = transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(**GPT2.write_config(ours.config) | IDS)
+        transformers.GPT2Config(**write_config(ours.config) | IDS)
     )
-    tensors = GPT2.write_weights(dict(ours.named_parameters()), ours.config)
+    tensors = write_weights(dict(ours.named_parameters()), ours.config)
     assert theirs.load_state_dict(tensors, strict=False).missing_keys == []
     return Engine(ours, EOS, 0), theirs.eval()
 

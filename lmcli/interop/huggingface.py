@@ -18,12 +18,10 @@ from torch import Tensor
 from lmcli.artifacts import files
 from lmcli.config.model import ModelConfig
 from lmcli.errors import DataError, MismatchError, MissingInputError, RefusedError, UsageError
-from lmcli.interop.family import Family
-from lmcli.interop.gpt2 import GPT2
+from lmcli.interop import gpt2
 from lmcli.text import imported
 from lmcli.text.tokenizer import Tokenizer
 
-FAMILIES = {family.model_type: family for family in (GPT2,)}
 CONFIG, MODEL, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 TOKENIZER = "tokenizer.json"
@@ -47,19 +45,18 @@ def read(folder: Path) -> Folder:
         raise MissingInputError(f"{folder}: no such folder")
     config_path = _inside(folder, CONFIG)
     config = files.read_json(config_path)
-    family = FAMILIES.get(str(config.get("model_type")))
-    if family is None:
-        kinds = ", ".join(FAMILIES)
-        raise MismatchError(f"{config_path}: model_type {config.get('model_type')!r}, not {kinds}")
+    kind = config.get("model_type")
+    if kind != gpt2.MODEL_TYPE:
+        raise MismatchError(f"{config_path}: model_type {kind!r}, not {gpt2.MODEL_TYPE}")
     shards = _shards(folder)
     tokenizer, tokenizer_files = _tokenizer(folder, config.get("eos_token_id"))
     try:
-        model = family.read_config(config)
+        model = gpt2.read_config(config)
         if model.vocab_size != tokenizer.vocab_size:  # nothing is resized
             raise MismatchError(
                 f"vocab_size is {model.vocab_size}, but the tokenizer has {tokenizer.vocab_size}"
             )
-        weights = family.read_weights({n: t for path in shards for n, t in _load(path)}, model)
+        weights = gpt2.read_weights({n: t for path in shards for n, t in _load(path)}, model)
     except (MismatchError, DataError) as error:
         raise type(error)(f"{folder}: {error}") from None
     return Folder(model, weights, tokenizer, [config_path, *shards, *tokenizer_files])
@@ -125,7 +122,7 @@ def write(
 
     The tokenizer puts the end of text before every text, as our engine and training do.
     """
-    family, config = _represent(model)
+    config = gpt2.write_config(model)
     ids = {"bos_token_id": tokenizer.eos_id, "eos_token_id": tokenizer.eos_id}
     ids["pad_token_id"] = tokenizer.pad_id
     names = {key.removesuffix("_id"): tokenizer.token(id_) for key, id_ in ids.items()}
@@ -146,15 +143,5 @@ def write(
     files.write_json(folder / "special_tokens_map.json", names)
     files.write_file(folder / TOKENIZER, inner.to_str(pretty=True).encode())
     files.write_file(folder / "README.md", card.encode())
-    tensors = family.write_weights(weights, model)
+    tensors = gpt2.write_weights(weights, model)
     files.write_with(folder / MODEL, lambda path: save_file(tensors, path, {"format": "pt"}))
-
-
-def _represent(model: ModelConfig) -> tuple[Family, dict[str, Any]]:
-    """The first family that a model belongs to, and its config there."""
-    for family in FAMILIES.values():
-        try:
-            return family, family.write_config(model)
-        except MismatchError as error:
-            problem = error
-    raise problem
