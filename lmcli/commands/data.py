@@ -109,12 +109,13 @@ def build(
     recorded = dataclasses.asdict(split) | dataclasses.asdict(read)
 
     def build_dataset(readers: dict[str, "Reader"], recorded: dict[str, Any]) -> manifest.Manifest:
-        if not of_pairs:
-            return texts.build(path, readers, tokenizer_path, split, recorded)
-        from lmcli.dataset import pairs
-
         by_split = _by_split(readers)
-        return pairs.build(path, by_split, tokenizer_path, split, pair, template, recorded)
+        if not of_pairs:
+            return texts.TextBuilder(by_split, split).build(path, tokenizer_path, recorded)
+        from lmcli.dataset.pairs import PairBuilder
+
+        builder = PairBuilder(by_split, split, pair, template)
+        return builder.build(path, tokenizer_path, recorded)
 
     if of_pairs:
         from lmcli.text import chat

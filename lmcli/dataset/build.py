@@ -7,8 +7,9 @@ its first part to train and its last parts to val and test.
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, repeat
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -93,59 +94,6 @@ def _by_position(
         place += len(text)
 
 
-class Builder(Generic[P]):
-    """Encodes dealt text in batches and counts what went where."""
-
-    sides: tuple[str, ...] = ("",)
-
-    def __init__(
-        self, folder: Path, tokenizer: Tokenizer, splits: list[str], progress: console.Progress
-    ) -> None:
-        self.tokenizer, self._progress = tokenizer, progress
-        vocab_size, eos_id = tokenizer.vocab_size, tokenizer.eos_id
-        self.writers = {
-            s: [StoreWriter(folder, layout.side(s, i), vocab_size, eos_id) for i in self.sides]
-            for s in splits
-        }
-        self.losses = Losses()
-        self.counts = {s: Counter[str]() for s in splits}
-
-    def run(self, dealt: Iterable[tuple[str, P]]) -> None:
-        held: list[tuple[str, P]] = []
-        size = 0
-        for part in self._progress.over(dealt, lambda part: part[1].size):
-            held.append(part)
-            size += part[1].size
-            if size >= BATCH_BYTES:
-                self._encode(held)
-                held, size = [], 0
-        self._encode(held)
-
-    def _encode(self, held: list[tuple[str, P]]) -> None:
-        encoded = self.tokenizer.encode_batch([piece.text for _, piece in held])
-        for (split, piece), ids in zip(held, encoded, strict=True):
-            self.writers[split][0].add(ids, piece.ends_document)
-            self._count(split, piece.text, ids)
-
-    def _count(self, split: str, text: str, ids: list[int], prefix: str = "") -> None:
-        self.counts[split][f"{prefix}bytes"] += len(text.encode())
-        self.counts[split][f"{prefix}words"] += len(text.split())
-        if not self.tokenizer.exact:
-            self.losses.add(text, self.tokenizer.decode(ids))
-
-    def facts(self, keys: Iterable[str]) -> dict[str, Any]:
-        """Ends writing; what of it belongs into the manifest, with these counts for each split."""
-        for split, writers in self.writers.items():
-            for writer, prefix in zip(reversed(writers), ("", "source_"), strict=False):
-                writer.close()
-                self.counts[split][f"{prefix}documents"] = writer.documents
-                self.counts[split][f"{prefix}tokens"] = writer.tokens
-        return {
-            "splits": {s: {key: counts[key] for key in keys} for s, counts in self.counts.items()},
-            "losses": None if self.tokenizer.exact else self.losses.facts(),
-        }
-
-
 def deal(readers: Mapping[str, Any], config: SplitConfig) -> tuple[Shares, list[str]]:
     """The shares dealt out of train, and every split there will be."""
     val = 0.0 if "val" in readers else config.val_fraction
@@ -155,94 +103,167 @@ def deal(readers: Mapping[str, Any], config: SplitConfig) -> tuple[Shares, list[
     return shares, [s for s in layout.SPLITS if s in readers or s in shares]
 
 
-def build(
-    path: Path,
-    readers: Mapping[str, Reader],
-    tokenizer_path: Path,
-    config: SplitConfig,
-    recorded: dict[str, Any],
-) -> Manifest:
-    """Writes the dataset `path`; the caller holds its lock. `recorded` goes into the manifest.
+class Builder(ABC, Generic[P]):
+    """A dataset in the making: what is read is dealt, encoded in batches, written and counted.
 
-    `readers` has one for train, and for val and test where they do not come out of train. Raises
-    DataError for an empty split or a document that stands in two splits.
+    `readers` has those of train, and of val and test where they do not come out of train.
     """
-    shares, splits = deal(readers, config)
 
-    def fill(folder: Path, tokenizer: Tokenizer, progress: console.Progress) -> dict[str, Any]:
-        builder = Builder[Piece](folder, tokenizer, splits, progress)
-        held_out: dict[int, str] = {}
+    sides: tuple[str, ...] = ("",)
+    keys: tuple[str, ...] = COUNTS  # of `counts`, for the manifest
 
-        def pieces(split: str) -> Iterator[Piece]:
-            return apart(readers[split].pieces(), readers[split], split, held_out)
+    def __init__(self, readers: Mapping[str, Sequence[Reader]], config: SplitConfig) -> None:
+        self.readers, self.config = readers, config
+        self.shares, splits = deal(readers, config)
+        self.counts = {s: Counter[str]() for s in splits}
+        self.losses = Losses()
+        self._held_out: dict[int, str] = {}  # the documents of val and test
 
+    def build(self, path: Path, tokenizer_path: Path, recorded: dict[str, Any]) -> Manifest:
+        """Writes the dataset `path`; the caller holds its lock. `recorded` goes into the manifest.
+
+        Raises DataError for an empty split or a document that stands in two splits.
+        """
+        readers = [reader for each in self.readers.values() for reader in each]
+        size = sum(reader.size for reader in readers)
+        self.tokenizer = Tokenizer.load(tokenizer_path / layout.TOKENIZER)
+        vocab_size, eos_id = self.tokenizer.vocab_size, self.tokenizer.eos_id
+        tokenizer_id = manifest.read(tokenizer_path, "tokenizer", hashes=True).id
+        with (
+            files.staged_directory(path) as folder,
+            console.Progress("encoding", size, "bytes") as self.progress,
+        ):
+            self.writers = {
+                s: [StoreWriter(folder, layout.side(s, i), vocab_size, eos_id) for i in self.sides]
+                for s in self.counts
+            }
+            facts = self.fill()
+            self._close()
+            for split, counts in self.counts.items():
+                if not counts["documents"]:
+                    raise DataError(_empty(split, facts["split_rule"]))
+            files.copy(tokenizer_path / layout.TOKENIZER, folder / layout.TOKENIZER)
+            made = {
+                **recorded,
+                **facts,
+                "vocab_size": vocab_size,
+                "eos_id": eos_id,
+                "order": order.OF_PAIRS if recorded.get("form") == "pairs" else order.NAME,
+                "skipped": sum(reader.skipped for reader in readers),
+                "splits": {s: {key: c[key] for key in self.keys} for s, c in self.counts.items()},
+                "losses": None if self.tokenizer.exact else self.losses.facts(),
+            }
+            result = manifest.write(folder, "dataset", path.name, {"tokenizer": tokenizer_id}, made)
+        _say(made)
+        return result
+
+    @abstractmethod
+    def fill(self) -> dict[str, Any]:
+        """Runs everything there is to read; what the manifest says of how."""
+
+    @abstractmethod
+    def encode(self, held: Sequence[tuple[str, P]]) -> None:
+        """Writes and counts some pieces, each in its split."""
+
+    def apart(self, pieces: Iterable[P], split: str) -> Iterator[P]:
+        """What was read for a split, without the documents that another split holds.
+
+        Of those of val and test a note is kept; one in both is an error, one in train too unless
+        `--on-error skip` leaves it out there.
+        """
+        other, reader = split, self.readers[split][0]
+        for piece in pieces:
+            if piece.starts_document and (self._held_out or split != "train"):
+                key = document_hash(piece.text)
+                other = self._held_out.get(key, split)
+                if split != "train":
+                    self._held_out[key] = split
+                if other != split:
+                    this = f"{piece.where}: this {piece.NOUN} stands in"
+                    if split != "train":
+                        raise DataError(f"{this} val and in test; leave one out")
+                    if reader.config.on_error != "skip":
+                        advice = "remove it, or use --on-error skip to leave it out of train"
+                        raise DataError(f"{this} train and in {other}; {advice}")
+                    reader.skipped += 1
+            if other == split:
+                yield piece
+
+    def run(self, dealt: Iterable[tuple[str, P]]) -> None:
+        """Encodes pieces, each for a split, and writes them."""
+        held: list[tuple[str, P]] = []
+        size = 0
+        for part in self.progress.over(dealt, lambda part: part[1].size):
+            held.append(part)
+            size += part[1].size
+            if size >= BATCH_BYTES:
+                self.encode(held)
+                held, size = [], 0
+        self.encode(held)
+
+    def count(self, split: str, text: str, ids: list[int], prefix: str = "") -> None:
+        """Notes what the ids of a text are worth, and what decoding them would lose."""
+        self.counts[split][f"{prefix}bytes"] += len(text.encode())
+        self.counts[split][f"{prefix}words"] += len(text.split())
+        if not self.tokenizer.exact:
+            self.losses.add(text, self.tokenizer.decode(ids))
+
+    def _close(self) -> None:
+        for split, writers in self.writers.items():
+            for writer, prefix in zip(reversed(writers), ("", "source_"), strict=False):
+                writer.close()
+                self.counts[split][f"{prefix}documents"] = writer.documents
+                self.counts[split][f"{prefix}tokens"] = writer.tokens
+
+
+class TextBuilder(Builder[Piece]):
+    """Documents, dealt by hash or cut by position."""
+
+    def fill(self) -> dict[str, Any]:
         for split in ("val", "test"):
-            if split in readers:
-                builder.run(zip(repeat(split), pieces(split), strict=False))
+            if split in self.readers:
+                self.run(zip(repeat(split), self._pieces(split), strict=False))
         # Apart before dealing: what position cut out no longer looks like its document.
-        rule, lengths = choose_rule(pieces("train"), config.split_by, shares)
+        rule, lengths = choose_rule(self._pieces("train"), self.config.split_by, self.shares)
         if rule == "hash":
-            builder.run(by_hash(pieces("train"), shares))
+            self.run(by_hash(self._pieces("train"), self.shares))
         else:
-            if config.split_by == "auto":
+            if self.config.split_by == "auto":
                 few = "1 document is" if len(lengths) == 1 else f"{len(lengths)} documents are"
-                progress.say(
+                self.progress.say(
                     f"{few} too few to split by hash: each is cut by position, "
                     "at a line end, into train, val and test"
                 )
-            builder.run(_by_position(pieces("train"), lengths, shares))
-        return {"split_rule": rule, **builder.facts(COUNTS)}
+            self.run(_by_position(self._pieces("train"), lengths, self.shares))
+        return {"split_rule": rule}
 
-    return assemble(path, tokenizer_path, list(readers.values()), recorded, fill)
+    def _pieces(self, split: str) -> Iterator[Piece]:
+        [reader] = self.readers[split]
+        return self.apart(reader.pieces(), split)
+
+    def encode(self, held: Sequence[tuple[str, Piece]]) -> None:
+        encoded = self.tokenizer.encode_batch([piece.text for _, piece in held])
+        for (split, piece), ids in zip(held, encoded, strict=True):
+            self.writers[split][0].add(ids, piece.ends_document)
+            self.count(split, piece.text, ids)
 
 
-def assemble(
-    path: Path,
-    tokenizer_path: Path,
-    readers: Sequence[Reader],
-    recorded: dict[str, Any],
-    fill: Callable[[Path, Tokenizer, console.Progress], dict[str, Any]],
-) -> Manifest:
-    """The dataset whose splits `fill` writes into a staged folder, with what it returns as facts.
-
-    Raises DataError for an empty split.
-    """
-    size = sum(reader.size for reader in readers)
-    tokenizer = Tokenizer.load(tokenizer_path / layout.TOKENIZER)
-    tokenizer_id = manifest.read(tokenizer_path, "tokenizer", hashes=True).id
-    with (
-        files.staged_directory(path) as folder,
-        console.Progress("encoding", size, "bytes") as progress,
-    ):
-        came = fill(folder, tokenizer, progress)
-        for split, counts in came["splits"].items():
-            if not counts["documents"]:
-                raise DataError(_empty(split, came["split_rule"]))
-        files.copy(tokenizer_path / layout.TOKENIZER, folder / layout.TOKENIZER)
-        made = {
-            **recorded,
-            "vocab_size": tokenizer.vocab_size,
-            "eos_id": tokenizer.eos_id,
-            "order": order.OF_PAIRS if recorded.get("form") == "pairs" else order.NAME,
-            "skipped": sum(reader.skipped for reader in readers),
-            **came,
-        }
-        result = manifest.write(folder, "dataset", path.name, {"tokenizer": tokenizer_id}, made)
-    noun = recorded.get("form", "documents")
+def _say(made: dict[str, Any]) -> None:
+    """What a dataset holds now, and what it lost."""
+    noun = made.get("form", "documents")
     if skipped := made["skipped"]:
         console.warn(f"{skipped} {noun} could not be read or stood in two splits; left out")
-    if (losses := came["losses"]) and (losses["dropped"] or losses["added"]):
+    if (losses := made["losses"]) and (losses["dropped"] or losses["added"]):
         dropped, added, most = losses.values()
         console.warn(
             f"the tokenizer does not give back this text: {dropped:,} characters dropped, "
             f"{added:,} added; most of all {json.dumps(''.join(most), ensure_ascii=False)}"
         )
-    for split, counts in came["splits"].items():
+    for split, counts in made["splits"].items():
         console.say(
             f"{split}: {counts['documents']:,} {noun}, {show_count(counts['tokens'])} tokens, "
             f"{show_bytes(counts['bytes'])}"
         )
-    return result
 
 
 def _empty(split: str, rule: str) -> str:
@@ -255,28 +276,3 @@ def _empty(split: str, rule: str) -> str:
         f"the {split} split is empty: {why}; give more text or --{split} FILE, or do without "
         f"by --{split}-fraction 0"
     )
-
-
-def apart(pieces: Iterable[P], reader: Reader, split: str, held_out: dict[int, str]) -> Iterator[P]:
-    """The pieces that `reader` read without the documents that another split holds.
-
-    Those of val and test are noted in `held_out`; one in both is an error, one in train too unless
-    `--on-error skip` leaves it out there.
-    """
-    other = split
-    for piece in pieces:
-        if piece.starts_document and (held_out or split != "train"):
-            key = document_hash(piece.text)
-            other = held_out.get(key, split)
-            if split != "train":
-                held_out[key] = split
-            if other != split:
-                this = f"{piece.where}: this {piece.NOUN} stands in"
-                if split != "train":
-                    raise DataError(f"{this} val and in test; leave one out")
-                if reader.config.on_error != "skip":
-                    advice = "remove it, or use --on-error skip to leave it out of train"
-                    raise DataError(f"{this} train and in {other}; {advice}")
-                reader.skipped += 1
-        if other == split:
-            yield piece

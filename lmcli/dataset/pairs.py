@@ -3,36 +3,63 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import repeat
-from pathlib import Path
 from typing import Any
 
-from lmcli import console
 from lmcli.artifacts import layout
-from lmcli.artifacts.manifest import Manifest
 from lmcli.config.data import PairConfig, SplitConfig
-from lmcli.dataset.build import Builder, apart, assemble, by_hash, deal, document_hash
+from lmcli.dataset.build import Builder, by_hash, document_hash
 from lmcli.dataset.store import PAIR_COUNTS
 from lmcli.errors import DataError
 from lmcli.text.chat import Chat, Side
 from lmcli.text.pairs import Pair, PairReader, text_of
 from lmcli.text.readers import Reader
-from lmcli.text.tokenizer import Tokenizer
 
 REASONS = ("empty", "source_length", "target_length", "length_ratio", "duplicate")
 
 
-class _Builder(Builder[Pair]):
-    """The same for pairs, less those that `config` does not want; why is counted in `dropped`."""
+class PairBuilder(Builder[Pair]):
+    """Pairs, dealt by their sources; what `config` does not want is counted in `dropped`.
 
-    sides = layout.SIDES
+    `readers` has for each split one reader of sources and one of targets, or one of records; sides
+    that are not parallel are a DataError.
+    """
 
-    def __init__(self, config: PairConfig, *of: Any) -> None:
-        super().__init__(*of)
-        self._config = config
+    sides, keys = layout.SIDES, PAIR_COUNTS
+
+    def __init__(
+        self,
+        readers: Mapping[str, Sequence[Reader]],
+        split: SplitConfig,
+        config: PairConfig,
+        template: Mapping[str, str],
+    ) -> None:
+        super().__init__(readers, split)
+        self._config, self._template = config, template
         self._seen = set[tuple[int, ...]]()
-        self.dropped = {split: Counter[str]() for split in self.writers}
+        self.dropped = {split: Counter[str]() for split in self.counts}
 
-    def _encode(self, held: list[tuple[str, Pair]]) -> None:
+    def fill(self) -> dict[str, Any]:
+        chat = Chat(self._template, self.tokenizer.special)
+        kinds = set[bool | None]()
+        for split in ("val", "test", "train"):
+            if split in self.readers:
+                reader = PairReader(self.readers[split], self._config, chat)
+                found = self.apart(reader.pairs(), split)
+                is_train = split == "train"
+                self.run(by_hash(found, self.shares) if is_train else zip(repeat(split), found))
+                self.dropped[split]["empty"] += reader.empty
+                kinds |= {reader.chats} - {None}
+        if len(kinds) > 1:
+            raise DataError("messages in the records of some splits only; make two datasets")
+        for split, reasons in self.dropped.items():
+            if reasons.total():
+                said = ", ".join(f"{n:,} by {reason}" for reason, n in reasons.items() if n)
+                self.progress.say(f"{split}: {reasons.total():,} pairs dropped: {said}")
+        total = sum(self.dropped.values(), Counter[str]())
+        dropped = {reason: total[reason] for reason in REASONS}
+        return {"split_rule": "hash", "dropped": dropped, "chat": True in kinds}
+
+    def encode(self, held: Sequence[tuple[str, Pair]]) -> None:
         sides = self._encoded([side for _, p in held for side in (p.source, p.target)])
         for (split, pair), source, target in zip(held, sides, sides, strict=True):
             if reason := self._unwanted(pair, len(source) + 1, len(target) + 1):
@@ -40,8 +67,8 @@ class _Builder(Builder[Pair]):
                 continue
             for writer, ids in zip(self.writers[split], (source, target), strict=True):
                 writer.add(ids, True)
-            self._count(split, text_of(pair.source), source, "source_")
-            self._count(split, text_of(pair.target), target)
+            self.count(split, text_of(pair.source), source, "source_")
+            self.count(split, text_of(pair.target), target)
 
     def _encoded(self, sides: list[Side]) -> Iterator[list[int]]:
         """Ids of each side without the closing `<eos>`, which the store writes."""
@@ -68,47 +95,3 @@ class _Builder(Builder[Pair]):
                 return "duplicate"
             self._seen.add(key)
         return None
-
-
-def build(
-    path: Path,
-    readers: Mapping[str, Sequence[Reader]],
-    tokenizer_path: Path,
-    config: SplitConfig,
-    pairs: PairConfig,
-    template: Mapping[str, str],
-    recorded: dict[str, Any],
-) -> Manifest:
-    """Writes the dataset of pairs `path`; the caller holds its lock.
-
-    `readers` has for each split one reader of sources and one of targets, or one of records. Raises
-    DataError as `lmcli.dataset.build.build` does, and for sides that are not parallel.
-    """
-    shares, splits = deal(readers, config)
-
-    def fill(folder: Path, tokenizer: Tokenizer, progress: console.Progress) -> dict[str, Any]:
-        builder = _Builder(pairs, folder, tokenizer, splits, progress)
-        chat = Chat(template, tokenizer.special)
-        held_out: dict[int, str] = {}
-        kinds = set[bool | None]()
-        for split in ("val", "test", "train"):
-            if split in readers:
-                reader = PairReader(readers[split], pairs, chat)
-                found = apart(reader.pairs(), readers[split][0], split, held_out)
-                dealt = by_hash(found, shares) if split == "train" else zip(repeat(split), found)
-                builder.run(dealt)
-                builder.dropped[split]["empty"] += reader.empty
-                kinds |= {reader.chats} - {None}
-        if len(kinds) > 1:
-            raise DataError("messages in the records of some splits only; make two datasets")
-        for split, reasons in builder.dropped.items():
-            if reasons.total():
-                said = ", ".join(f"{n:,} by {reason}" for reason, n in reasons.items() if n)
-                progress.say(f"{split}: {reasons.total():,} pairs dropped: {said}")
-        total = sum(builder.dropped.values(), Counter[str]())
-        dropped = {reason: total[reason] for reason in REASONS}
-        facts = builder.facts(PAIR_COUNTS)
-        return {"split_rule": "hash", "dropped": dropped, "chat": True in kinds, **facts}
-
-    everyone = [reader for each in readers.values() for reader in each]
-    return assemble(path, tokenizer_path, everyone, recorded, fill)
