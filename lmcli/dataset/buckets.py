@@ -42,27 +42,25 @@ class Example:
         return 0 if self.source is None else len(self.source)
 
 
+@dataclass(eq=False)
 class Examples:
     """Pair i of a split as an Example that fits the context: a longer source loses its end, a
     target that is longer than the context too."""
 
-    def __init__(
-        self,
-        source: TokenStore,
-        target: TokenStore,
-        template: Template,
-        context_length: int,
-        encoder: bool,
-        eos_id: int,
-    ) -> None:
-        self.source, self.target, self.template = source, target, template
-        self.context_length, self.encoder, self.eos_id = context_length, encoder, eos_id
-        extra = len(template.prompt([]))
-        sources = np.diff(source.offsets) + extra  # with <eos>
-        targets = np.diff(target.offsets)
+    source: TokenStore
+    target: TokenStore
+    template: Template
+    context_length: int
+    encoder: bool
+    eos_id: int
+
+    def __post_init__(self) -> None:
+        extra, context_length = len(self.template.prompt([])), self.context_length
+        sources = np.diff(self.source.offsets) + extra  # with <eos>
+        targets = np.diff(self.target.offsets)
         # in tokens of a row: what decides which pairs share a batch, and how many
-        self.target_lengths = targets if encoder else targets + sources - 1
-        self.source_lengths = sources if encoder else np.zeros_like(sources)
+        self.target_lengths = targets if self.encoder else targets + sources - 1
+        self.source_lengths = sources if self.encoder else np.zeros_like(sources)
         longest = np.maximum(self.target_lengths, self.source_lengths)
         self.n_cut = int((longest > context_length).sum())
         self.target_lengths = np.minimum(self.target_lengths, context_length)
@@ -140,6 +138,7 @@ def _even(rows: int) -> int:
     return rows - rows % min(32, 1 << max(0, (rows // 4).bit_length() - 1))
 
 
+@dataclass(eq=False)
 class Pairs(Batches):
     """Every pair once in an epoch, in an order of its own.
 
@@ -150,20 +149,16 @@ class Pairs(Batches):
     """
 
     of_pairs = True
+    reader: Examples
+    seed: int
+    batch_tokens: int
+    pack: bool
+    pad_id: int
+    even: bool = True
 
-    def __init__(
-        self,
-        reader: Examples,
-        seed: int,
-        batch_tokens: int,
-        pack: bool,
-        pad_id: int,
-        even: bool = True,
-    ) -> None:
-        if not len(reader):
+    def __post_init__(self) -> None:
+        if not len(self.reader):
             raise DataError("the train split has no pairs")
-        self.reader, self.seed, self.batch_tokens = reader, seed, batch_tokens
-        self.pack, self.pad_id, self.even = pack, pad_id, even and not pack
         # Safe to share with the thread that reads ahead.
         self._batches = functools.lru_cache(1)(self._epoch)
         self._n_batches = functools.cache(lambda *which: len(self._batches(*which)))
@@ -186,8 +181,8 @@ class Pairs(Batches):
                     padded = np.maximum.accumulate(lengths) * np.arange(1, len(lengths) + 1)
                     sizes = lengths.cumsum() if self.pack else padded
                     most = max(1, int((sizes <= self.batch_tokens).sum()))
-                    is_rest = first + most == len(pool)
-                    last = first + (_even(most) if self.even and not is_rest else most)
+                    evened = self.even and not self.pack and first + most < len(pool)
+                    last = first + (_even(most) if evened else most)
                 found.append(pool[first:last])
                 first = last
         shuffled = permute(mix(key, 1), len(found), np.arange(len(found)))
