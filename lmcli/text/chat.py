@@ -47,8 +47,7 @@ class Chat:
     """
 
     def __init__(self, template: Mapping[str, str], special: Mapping[str, int]) -> None:
-        turns = {role: text.partition("{content}") for role, text in template.items()}
-        self._turns, self._special = {role: (a, b) for role, (a, _, b) in turns.items()}, special
+        self._template, self._special = template, special
 
     def replies(self, messages: Any, where: str) -> Iterator[tuple[Side, Side]]:
         """(everything before it, the reply) for each turn of the assistant.
@@ -61,10 +60,10 @@ class Chat:
         said, after = False, ""
         for message in messages:
             role, content = (field_of(message, k, "messages", where) for k in ("role", "content"))
-            if role not in self._turns:
-                known = ", ".join(self._turns)
+            if role not in self._template:
+                known = ", ".join(self._template)
                 raise DataError(f"{where}: no role {role!r} in the chat template, only {known}")
-            head, tail = self._turns[role]
+            head, _, tail = self._template[role].partition("{content}")
             before = before + spelled(after + head, self._special)
             if role == "assistant":
                 reply = [content, *spelled(tail, self._special)]
