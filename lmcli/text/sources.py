@@ -57,14 +57,15 @@ def find_files(inputs: Sequence[str], exclude: Sequence[str] = ()) -> list[Path]
     for name in inputs:
         path = Path(name)
         if path.is_dir():
-            inside = sorted(_walk(path, exclude))
+            there = list(_walk(path, exclude))
+            inside = sorted(p for p in there if plain_suffix(p) in SUFFIXES)
             if not inside:
                 raise DataError(
                     f"{name}: no text in this folder; files ending in {' '.join(SUFFIXES)} count, "
                     f"also with {' '.join(PACKED)}; name other files one by one or with a glob"
                 )
             paths += inside
-            left = [p.name for p in _walk(path, exclude, (".csv", ".tsv", ".json"))]
+            left = [p.name for p in there if plain_suffix(p) in (".csv", ".tsv", ".json")]
             if left:
                 more = f" and {len(left) - 1} more" if len(left) > 1 else ""
                 console.warn(
@@ -85,9 +86,8 @@ def find_files(inputs: Sequence[str], exclude: Sequence[str] = ()) -> list[Path]
     return list(found.values())
 
 
-def _walk(
-    folder: Path, exclude: Sequence[str], suffixes: Sequence[str] = SUFFIXES
-) -> Iterator[Path]:
+def _walk(folder: Path, exclude: Sequence[str]) -> Iterator[Path]:
+    """The files under a folder that are neither hidden nor excluded."""
     hidden = (".*", "__pycache__", *exclude)
 
     def wanted(names: list[str]) -> list[str]:
@@ -98,10 +98,7 @@ def _walk(
 
     for base, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = wanted(folders)
-        for name in wanted(names):
-            path = Path(base, name)
-            if plain_suffix(path) in suffixes:
-                yield path
+        yield from (Path(base, name) for name in wanted(names))
 
 
 def fingerprint(paths: Sequence[Path]) -> list[dict[str, Any]]:
