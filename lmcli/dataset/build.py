@@ -81,14 +81,12 @@ def _by_position(
             document, part, place = document + 1, 0, 0
             ends = [total * lengths[document] for total in accumulate(shares.values())]
         text = piece.text
-        while text:
-            cut = -1
-            if part < len(splits) - 1 and place + len(text) > ends[part]:
-                cut = text.find("\n", max(0, int(ends[part]) - place - 1))
-            if cut < 0 or (cut + 1 == len(text) and piece.ends_document):
+        while part < len(splits) - 1 and place + len(text) > ends[part]:
+            cut = text.find("\n", max(0, int(ends[part]) - place - 1)) + 1
+            if not cut or (cut == len(text) and piece.ends_document):
                 break
-            yield splits[part], Piece(text[: cut + 1], piece.where)
-            place, text, part = place + cut + 1, text[cut + 1 :], part + 1
+            yield splits[part], Piece(text[:cut], piece.where)
+            place, text, part = place + cut, text[cut:], part + 1
         if text or piece.ends_document:
             yield splits[part], Piece(text, piece.where, ends_document=piece.ends_document)
         place += len(text)
