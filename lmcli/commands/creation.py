@@ -1,7 +1,6 @@
 """What the commands that make an artifact out of text share: their flags and their course."""
 
 import dataclasses
-import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -80,20 +79,12 @@ def _spooled(path: Path, inputs: Mapping[str, Sequence[str]]) -> Iterator[dict[s
         files.remove(spool)
 
 
-def creation_flags(*classes: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def creation_flags(*classes: type) -> options.Decorator:
     """The flags behind a Creation, which the command gets as `creation`."""
     own = [field.name for field in dataclasses.fields(Creation)]
-
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(function)
-        def command(**values: Any) -> Any:
-            creation = Creation(**{name: values.pop(name) for name in own})
-            return function(creation=creation, **values)
-
-        command = options.exclude_option(options.force_option(options.common(command)))
-        return options.settings(*classes, file=True)(command)
-
-    return decorate
+    shared = (options.exclude_option, options.force_option, options.common)
+    creation = options.gathered("creation", own, Creation)
+    return options.family(options.settings(*classes, file=True), *shared, creation)
 
 
 def summary(name: str, made: Manifest) -> dict[str, Any]:

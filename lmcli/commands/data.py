@@ -1,7 +1,6 @@
 """lmcli data"""
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,12 +35,9 @@ def command() -> None:
     """
 
 
-def _side_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`--source`, `--target` and those of val and test, as the parameters of `SIDES`."""
-    for (split, side), name in reversed(SIDES.items()):
-        text = f"Lines of {side}s of the {split} split, parallel to the others (repeatable)."
-        function = click.option(flag(name), multiple=True, metavar="FILE", help=text)(function)
-    return function
+def _side_option(split: str, side: str, name: str) -> options.Decorator:
+    text = f"Lines of {side}s of the {split} split, parallel to the others (repeatable)."
+    return click.option(flag(name), multiple=True, metavar="FILE", help=text)
 
 
 @command.command("build")
@@ -50,7 +46,7 @@ def _side_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--name", metavar="DATASET", required=True, help="Name of the dataset.")
 @click.option("--val", multiple=True, metavar="FILE", help="Files of the val split (repeatable).")
 @click.option("--test", multiple=True, metavar="FILE", help="Files of the test split (repeatable).")
-@_side_options
+@options.family(*(_side_option(*key, name) for key, name in SIDES.items()))
 @click.option("--dry-run", is_flag=True, help="Say what would be read and written, and stop.")
 @creation_flags(PairConfig, SplitConfig, ReadConfig)
 def build(

@@ -3,9 +3,9 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
@@ -16,7 +16,7 @@ from lmcli.config.training import DEVICES, DTYPES
 from lmcli.config.units import parse_duration
 from lmcli.errors import UsageError
 
-F = TypeVar("F", bound=Callable[..., Any])
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 METAVAR = {int: "N", float: "X", str: "TEXT"}
 
 
@@ -25,32 +25,50 @@ def config_fields(*classes: type) -> dict[str, "dataclasses.Field[Any]"]:
     return {f.name: f for cls in classes for f in dataclasses.fields(cls)}
 
 
-def settings(
-    *classes: type, leave_out: tuple[str, ...] = (), file: bool = False
-) -> Callable[[F], Callable[..., Any]]:
+def family(*options: Decorator) -> Decorator:
+    """Some options as one decorator, in the order in which `--help` lists them."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def gathered(name: str, keys: Iterable[str], make: Callable[..., Any] = dict) -> Decorator:
+    """The command gets the values of some options as one: `name`, which `make` makes of them."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def command(**values: Any) -> Any:
+            made = make(**{key: values.pop(key) for key in keys})
+            return function(**{name: made}, **values)
+
+        return command
+
+    return decorate
+
+
+def settings(*classes: type, leave_out: tuple[str, ...] = (), file: bool = False) -> Decorator:
     """A `--flag` for each field; the command gets `given`, what the user set, by precedence.
 
     With `file`, a `--config` TOML file may set them too. Fields in `leave_out` have no flag.
     """
     known = config_fields(*classes)
+    flags = {name: _flag(name, field) for name, field in known.items() if name not in leave_out}
+    if file:
+        flags = {"config_file": config_file_option, **flags}
 
-    def decorate(function: F) -> Callable[..., Any]:
-        @functools.wraps(function)
-        def command(**values: Any) -> Any:
-            flags = {name: values.pop(name, None) for name in known}
-            given = fields.collect(known, flags, values.pop("config_file", None))
-            console.detail(f"settings that are not defaults: {given}")
-            return function(given=given, **values)
+    def collect(config_file: Path | None = None, **values: Any) -> dict[str, Any]:
+        given = fields.collect(known, values, config_file)
+        console.detail(f"settings that are not defaults: {given}")
+        return given
 
-        for name, field in reversed(known.items()):
-            if name not in leave_out:
-                command = _flag(name, field)(command)
-        return config_file_option(command) if file else command
-
-    return decorate
+    return family(*flags.values(), gathered("given", flags, collect))
 
 
-def _flag(name: str, field: "dataclasses.Field[Any]") -> Callable[[F], F]:
+def _flag(name: str, field: "dataclasses.Field[Any]") -> Decorator:
     """The flag of a field; not given means None, so that precedence can be applied."""
     text, default, kind = field.metadata["help"], field.default, fields.kind(field)
     if default is not None and default != "":
@@ -95,7 +113,7 @@ def _set_loudness(ctx: click.Context, param: click.Parameter, value: bool) -> No
         setattr(console, str(param.name), True)
 
 
-def _loudness(*names: str, help: str) -> Callable[[F], F]:
+def _loudness(*names: str, help: str) -> Decorator:
     eager: Any = {"is_flag": True, "is_eager": True, "expose_value": False}
     return click.option(*names, callback=_set_loudness, help=help, **eager)
 
@@ -106,9 +124,7 @@ verbose_option = _loudness(
 )
 
 
-def number(
-    name: str, default: int, help: str, metavar: str = "N", low: int = 1
-) -> Callable[[F], F]:
+def number(name: str, default: int, help: str, metavar: str = "N", low: int = 1) -> Decorator:
     """A whole number of at least `low`."""
     kind = click.IntRange(low)
     return click.option(
@@ -124,13 +140,6 @@ def _root(ctx: click.Context, param: click.Parameter, value: str | None) -> Path
     return root
 
 
-def common(function: F) -> F:
-    """`--artifacts`, `--json`, `--quiet` and `--verbose`."""
-    for option in (verbose_option, quiet_option, json_option, artifacts_option):
-        function = option(function)
-    return function
-
-
 artifacts_option = click.option(
     "--artifacts",
     "root",
@@ -139,6 +148,7 @@ artifacts_option = click.option(
     help="Artifact directory.  [default: $LMCLI_ARTIFACTS or ./artifacts]",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
+common = family(artifacts_option, json_option, quiet_option, verbose_option)
 config_file_option = click.option(
     "--config",
     "config_file",
@@ -167,7 +177,7 @@ def _check_checkpoint(ctx: click.Context, param: click.Parameter, value: str | N
     return value
 
 
-def choice(name: str, help: str, choices: Sequence[str], default: str = "") -> Callable[[F], F]:
+def choice(name: str, help: str, choices: Sequence[str], default: str = "") -> Decorator:
     """One of some words, the first where it is not given."""
     kind = click.Choice(choices)
     return click.option(
@@ -190,18 +200,8 @@ quantize_option = choice(
 compile_option = click.option(
     "--compile", is_flag=True, help="Compile the blocks first: a minute, for long jobs."
 )
-
-
-def checkpoint_options(function: F) -> Callable[..., Any]:
-    """Which checkpoint and what to compute on: `at`, keyword arguments of `runs.load`."""
-
-    @functools.wraps(function)
-    def command(**values: Any) -> Any:
-        at = {
-            name: values.pop(name) for name in ("which", "device", "dtype", "quantize", "compile")
-        }
-        return function(at=at, **values)
-
-    for option in (compile_option, quantize_option, dtype_option, device_option, checkpoint_option):
-        command = option(command)
-    return command
+# Which checkpoint and what to compute on: `at`, keyword arguments of `runs.load`.
+checkpoint_options = family(
+    *(checkpoint_option, device_option, dtype_option, quantize_option, compile_option),
+    gathered("at", ("which", "device", "dtype", "quantize", "compile")),
+)

@@ -1,7 +1,6 @@
 """lmcli train"""
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,19 +16,26 @@ from lmcli.config.tuning import TaskConfig
 from lmcli.errors import LockedError
 from lmcli.signals import StopRequest
 
-
-def how(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of `run_training`: the last ones of a command that trains."""
-    function = options.force_option(options.common(function))
-    text = "Print the resolved config and stop."
-    function = click.option("--dry-run", is_flag=True, help=text)(function)
-    text = "Trace N steps to RUN.trace.json, for chrome://tracing, and show where time goes."
-    function = click.option("--profile", type=click.IntRange(0), metavar="N", default=0, help=text)(
-        function
-    )
-    function = options.allow_code_execution(function)
-    text = "Save and stop (exit code 75) before 3h55m, say, are over."
-    return click.option("--max-time", metavar="TIME", callback=options.seconds, help=text)(function)
+# The options of `run_training`: the last ones of a command that trains.
+how = options.family(
+    click.option(
+        "--max-time",
+        metavar="TIME",
+        callback=options.seconds,
+        help="Save and stop (exit code 75) before 3h55m, say, are over.",
+    ),
+    options.allow_code_execution,
+    click.option(
+        "--profile",
+        type=click.IntRange(0),
+        metavar="N",
+        default=0,
+        help="Trace N steps to RUN.trace.json, for chrome://tracing, and show where time goes.",
+    ),
+    click.option("--dry-run", is_flag=True, help="Print the resolved config and stop."),
+    options.force_option,
+    options.common,
+)
 
 
 @click.command()
