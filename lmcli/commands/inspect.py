@@ -33,7 +33,7 @@ def command() -> None:
 
 @command.command("next")
 @click.argument("run")
-@click.argument("prompt", type=options.Text())
+@click.argument("prompt", type=options.text)
 @options.number("--top", 10, "Tokens shown.")
 @options.checkpoint_options
 @options.common
@@ -62,10 +62,10 @@ def next_(run: str, prompt: str, top: int, at: dict[str, Any], root: Path, as_js
 
 @command.command("attention")
 @click.argument("run")
-@click.argument("text", type=options.Text())
+@click.argument("text", type=options.text)
 @click.option(
     "--target",
-    type=options.Text(),
+    type=options.text,
     help="Encoder-decoder: what it wrote.  [default: what it writes]",
 )
 @click.option("--focus", metavar="WORD", help="Only what this word looks at, and who looks at it.")

@@ -81,25 +81,28 @@ def _flag(name: str, field: "dataclasses.Field[Any]") -> Decorator:
     return click.option(flag, name, metavar=METAVAR[kind], help=text)
 
 
-class Text(click.types.StringParamType):
-    """Text of an argument, UTF-8 whatever the locale is; a usage error for other bytes."""
-
-    name = "text"
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        foreign = any("\ud800" <= character <= "\udfff" for character in value)
-        try:
-            return os.fsencode(value).decode() if foreign else value
-        except UnicodeError:
-            self.fail("not UTF-8", param, ctx)
-
-
-def seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
-    """The callback of an option that takes a time such as 3h55m."""
+def text(value: str) -> str:
+    """The type of an argument that is text, UTF-8 whatever the locale is."""
+    foreign = any("\ud800" <= character <= "\udfff" for character in value)
     try:
-        return None if value is None else parse_duration(value)
+        return os.fsencode(value).decode() if foreign else value
+    except UnicodeError:
+        raise click.BadParameter("not UTF-8") from None
+
+
+def seconds(value: str) -> float:
+    """The type of an option that takes a time such as 3h55m."""
+    try:
+        return parse_duration(value)
     except UsageError as error:
         raise click.BadParameter(str(error)) from None
+
+
+def checkpoint(value: str) -> str:
+    """The type of an option that names a checkpoint of a run."""
+    if value not in ("best", "last", "mean") and not (value.isascii() and value.isdecimal()):
+        raise click.BadParameter(f"{value!r} is not best, last, mean or a step number")
+    return value
 
 
 def read_template(given: dict[str, Any]) -> None:
@@ -171,12 +174,6 @@ force_option = click.option(
 )
 
 
-def _check_checkpoint(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    if value not in (None, "best", "last", "mean") and not (value.isascii() and value.isdecimal()):
-        raise click.BadParameter(f"{value!r} is not best, last, mean or a step number")
-    return value
-
-
 def choice(name: str, help: str, choices: Sequence[str], default: str = "") -> Decorator:
     """One of some words, the first where it is not given."""
     kind = click.Choice(choices)
@@ -189,7 +186,7 @@ checkpoint_option = click.option(
     "--checkpoint",
     "which",
     metavar="best|last|mean|STEP",
-    callback=_check_checkpoint,
+    type=checkpoint,
     help="Checkpoint to load; mean: of the last ones.  [default: best; with --average-last mean]",
 )
 device_option = choice("--device", "Device.", DEVICES)

@@ -65,7 +65,7 @@ PRIMING_BYTES = 16 * 2**20
     default="5min",
     show_default=True,
     metavar="TIME",
-    callback=options.seconds,
+    type=options.seconds,
     help="Time to take.",
 )
 @click.option("--name", metavar="NAME", help="Name of what it makes.  [default: by the text]")

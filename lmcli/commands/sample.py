@@ -44,14 +44,14 @@ class Form:
 
 @click.command()
 @click.argument("run")
-@click.argument("prompts", nargs=-1, type=options.Text())
+@click.argument("prompts", nargs=-1, type=options.text)
 @options.settings(GenerationConfig)
-@click.option("--stop", multiple=True, type=options.Text(), help="End before TEXT (repeatable).")
+@click.option("--stop", multiple=True, type=options.text, help="End before TEXT (repeatable).")
 @click.option(
     "--choice",
     "choices",
     multiple=True,
-    type=options.Text(),
+    type=options.text,
     help="Complete with one of some texts and nothing else (repeatable).",
 )
 @click.option(

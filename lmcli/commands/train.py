@@ -21,7 +21,7 @@ how = options.family(
     click.option(
         "--max-time",
         metavar="TIME",
-        callback=options.seconds,
+        type=options.seconds,
         help="Save and stop (exit code 75) before 3h55m, say, are over.",
     ),
     options.allow_code_execution,
