@@ -47,19 +47,14 @@ class LazyGroup(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name not in COMMANDS:
-            return None
-        command: click.Command = import_module(f"lmcli.commands.{COMMANDS[name][0]}").command
-        return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+        if name in COMMANDS:
+            command: click.Command = import_module(f"lmcli.commands.{COMMANDS[name][0]}").command
+            return command
+        if not name.startswith("-"):  # what looks like an option click refuses as one
             from lmcli.config.fields import suggest
 
-            ctx.fail(f"no command {args[0]!r}{suggest(args[0], COMMANDS)}")
-        return super().resolve_command(ctx, args)
+            ctx.fail(f"no command {name!r}{suggest(name, COMMANDS)}")
+        return None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
