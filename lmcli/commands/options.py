@@ -17,6 +17,7 @@ from lmcli.config.units import parse_duration
 from lmcli.errors import UsageError
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+QUANTIZED = ("none", "int8", "int4")
 METAVAR = {int: "N", float: "X", str: "TEXT"}
 
 
@@ -121,12 +122,6 @@ def _loudness(*names: str, help: str) -> Decorator:
     return click.option(*names, callback=_set_loudness, help=help, **eager)
 
 
-quiet_option = _loudness("--quiet", "-q", help="Say nothing but answers, warnings and errors.")
-verbose_option = _loudness(
-    "--verbose", "-v", help="Say what was chosen, and where an error came from."
-)
-
-
 def number(name: str, default: int, help: str, metavar: str = "N", low: int = 1) -> Decorator:
     """A whole number of at least `low`."""
     kind = click.IntRange(low)
@@ -143,15 +138,18 @@ def _root(ctx: click.Context, param: click.Parameter, value: str | None) -> Path
     return root
 
 
-artifacts_option = click.option(
-    "--artifacts",
-    "root",
-    metavar="DIR",
-    callback=_root,
-    help="Artifact directory.  [default: $LMCLI_ARTIFACTS or ./artifacts]",
+common = family(
+    click.option(
+        "--artifacts",
+        "root",
+        metavar="DIR",
+        callback=_root,
+        help="Artifact directory.  [default: $LMCLI_ARTIFACTS or ./artifacts]",
+    ),
+    click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON."),
+    _loudness("--quiet", "-q", help="Say nothing but answers, warnings and errors."),
+    _loudness("--verbose", "-v", help="Say what was chosen, and where an error came from."),
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
-common = family(artifacts_option, json_option, quiet_option, verbose_option)
 config_file_option = click.option(
     "--config",
     "config_file",
@@ -189,16 +187,14 @@ checkpoint_option = click.option(
     type=checkpoint,
     help="Checkpoint to load; mean: of the last ones.  [default: best; with --average-last mean]",
 )
-device_option = choice("--device", "Device.", DEVICES)
-dtype_option = choice("--dtype", "Compute precision.", DTYPES)
-quantize_option = choice(
-    "--quantize", "Weights in 8 or 4 bits, the rest in bfloat16.", ("none", "int8", "int4")
-)
-compile_option = click.option(
-    "--compile", is_flag=True, help="Compile the blocks first: a minute, for long jobs."
-)
 # Which checkpoint and what to compute on: `at`, keyword arguments of `runs.load`.
 checkpoint_options = family(
-    *(checkpoint_option, device_option, dtype_option, quantize_option, compile_option),
+    checkpoint_option,
+    choice("--device", "Device.", DEVICES),
+    choice("--dtype", "Compute precision.", DTYPES),
+    choice("--quantize", "Weights in 8 or 4 bits, the rest in bfloat16.", QUANTIZED),
+    click.option(
+        "--compile", is_flag=True, help="Compile the blocks first: a minute, for long jobs."
+    ),
     gathered("at", ("which", "device", "dtype", "quantize", "compile")),
 )
