@@ -1,5 +1,6 @@
 """lmcli show"""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,41 +45,44 @@ def command(artifact: str, root: Path, as_json: bool) -> None:
     console.reply(as_json, facts, console.listing(_lines(facts)))
 
 
-def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
+def _lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """The facts for people: one short line each."""
     made = facts["made"]
-    lines = [
-        (facts["kind"], facts["name"]),
-        ("id", facts["id"]),
-        ("path", facts["path"]),
-        ("created", f"{inventory.age(made)} by: {' '.join(made['command'])}"),
-    ]
+    yield facts["kind"], facts["name"]
+    yield "id", facts["id"]
+    yield "path", facts["path"]
+    yield "created", f"{inventory.age(made)} by: {' '.join(made['command'])}"
     for kind, parent in facts["parents"].items():
-        lines.append((kind, f"{parent['name'] or 'not under this root'} ({parent['id'][:12]})"))
-    status = facts.get("status", {})
-    if status:
-        reason = f": {status['reason']}" if status["reason"] else ""
-        of = status.get("steps", facts["config"]["training"].get("steps"))
-        lines.append(("state", f"{status['state']} at step {status['step']} of {of}{reason}"))
-        lines += [(key, f"{status[key]:.4f}") for key in inventory.LOSSES if key in status]
-        found = facts["checkpoints"]
-        steps = ", ".join(map(str, found["steps"])) or "none yet"
-        best = f" (best {found['best']})" if found["best"] is not None else ""
-        lines.append(("checkpoints", steps + best))
-    lines += [("eval", name) for name in facts.get("evals", [])]
-    events = facts.get("events", [])
-    moved = [e for e in events if e.get("change", {}).keys() == {"steps"}]
-    if len(moved) > 3:  # by the clock, again and again
-        events = [e for e in events if e not in moved[:-1]]
-        lines.append(("event", f"the last step was moved {len(moved)} times, at last:"))
-    lines += [("event", console.plain(value)) for value in events]
+        yield kind, f"{parent['name'] or 'not under this root'} ({parent['id'][:12]})"
+    if facts["kind"] == "run":
+        yield from _of_run(facts)
     config = {k: v for k, v in facts["config"].items() if k != "format"}
     for split, listed in config.pop("sources", {}).items():
         size = sum(source["bytes"] for source in listed)
-        lines.append((f"{split} text", f"{len(listed)} file(s), {size:,} bytes"))
+        yield f"{split} text", f"{len(listed)} file(s), {size:,} bytes"
     for key, value in config.items():
         if isinstance(value, dict):
-            lines.append((key, "  ".join(f"{k}={console.plain(v)}" for k, v in value.items())))
+            yield key, "  ".join(f"{k}={console.plain(v)}" for k, v in value.items())
         else:
-            lines.append((key, console.plain(value)))
-    return lines
+            yield key, console.plain(value)
+
+
+def _of_run(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """How far a run came, and what it decided on its way."""
+    status, found, events = facts["status"], facts["checkpoints"], facts["events"]
+    reason = f": {status['reason']}" if status["reason"] else ""
+    of = status.get("steps", facts["config"]["training"].get("steps"))
+    yield "state", f"{status['state']} at step {status['step']} of {of}{reason}"
+    for key in inventory.LOSSES:
+        if key in status:
+            yield key, f"{status[key]:.4f}"
+    steps = ", ".join(map(str, found["steps"])) or "none yet"
+    yield "checkpoints", steps + (f" (best {found['best']})" if found["best"] is not None else "")
+    for name in facts["evals"]:
+        yield "eval", name
+    moved = [e for e in events if e.get("change", {}).keys() == {"steps"}]
+    if len(moved) > 3:  # by the clock, again and again
+        events = [e for e in events if e not in moved[:-1]]
+        yield "event", f"the last step was moved {len(moved)} times, at last:"
+    for event in events:
+        yield "event", console.plain(event)
