@@ -72,15 +72,12 @@ def train(
     config, read = pick(TokenizerConfig, creation.given), pick(ReadConfig, creation.given)
     pattern = None if config.algorithm in ("char", "byte") else "gpt2"
     path = layout.new(creation.root, "tokenizer", name)
+    recorded = dataclasses.asdict(config) | dataclasses.asdict(read)
+    recorded |= {"pattern": pattern, "chat_template": _template(chat_template)}
     made = creation.make(
         "tokenizer",
         path,
-        {
-            **dataclasses.asdict(config),
-            **dataclasses.asdict(read),
-            "pattern": pattern,
-            "chat_template": _template(chat_template),
-        },
+        recorded,
         {"train": files},
         lambda readers, recorded: tokenizer.build(path, readers["train"], config, recorded),
     )
