@@ -2,14 +2,18 @@
 
 import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lmcli import console
 from lmcli.commands import options
 from lmcli.errors import UsageError
+
+if TYPE_CHECKING:
+    from lmcli.report.page import Asked
 
 FORMATS = ("table", "markdown", "csv", "json", "html")
 NEXT = 8  # most likely next tokens on a page
@@ -60,8 +64,7 @@ def command(
     names = page.columns(records)
     rows = [[r.facts.get(name) for name in names] for r in records]
     if chosen == "html":
-        samples, looks = _ask(root, runs, sample, look, at)
-        text = page.page(records, samples, looks)
+        text = page.page(records, [_ask(root, name, sample, look, at) for name in runs])
     elif chosen == "json":
         text = files.to_json({"runs": [r.facts for r in records]}).decode()
     elif chosen == "csv":
@@ -84,31 +87,20 @@ def command(
 
 
 def _ask(
-    root: Path,
-    runs: tuple[str, ...],
-    prompts: tuple[str, ...],
-    texts: tuple[str, ...],
-    at: dict[str, Any],
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Completions of the prompts, and looks at the texts, of each run by name."""
-    samples: dict[str, Any] = {}
-    looks: dict[str, Any] = {}
+    root: Path, run: str, prompts: Sequence[str], texts: Sequence[str], at: dict[str, Any]
+) -> "Asked":
+    """What a run makes of the prompts and of the texts."""
     if not prompts and not texts:
-        return samples, looks
+        return [], []
     from lmcli.config.generation import GenerationConfig
     from lmcli.runs.load import load
 
-    for name in runs:
-        loaded = load(root, name, **at)
-        done = loaded.complete(prompts, GenerationConfig(max_new_tokens=100))
-        samples[loaded.path.name] = [
-            {"prompt": prompt, "completion": completions[0]}
-            for prompt, completions in zip(prompts, done, strict=True)
-        ]
-        for text in texts:
-            found = loaded.attention(text)
-            look = {"text": text, "next": loaded.next_tokens(text, NEXT), "words": found.words}
-            look |= {"source": found.source, "weights": found.chosen(None, None).tolist()}
-            look["note"] = found.note
-            looks.setdefault(loaded.path.name, []).append(look)
-    return samples, looks
+    loaded = load(root, run, **at)
+    done = loaded.complete(prompts, GenerationConfig(max_new_tokens=100))
+    looks = []
+    for text in texts:
+        found = loaded.attention(text)
+        look = {"text": text, "next": loaded.next_tokens(text, NEXT), "words": found.words}
+        look |= {"source": found.source, "weights": found.chosen(None, None).tolist()}
+        looks.append(look | {"note": found.note})
+    return [(prompt, first) for prompt, [first] in zip(prompts, done, strict=True)], looks

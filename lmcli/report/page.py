@@ -29,6 +29,8 @@ pre, blockquote { white-space: pre-wrap; overflow-wrap: anywhere; background: #8
 .bars .bar { width: 20rem; } .bars i { display: block; height: .8em; background: #2166ac; }
 .note { color: #8a8a8a; font-size: 13px; }
 """
+# What a run was asked: (prompt, completion) pairs; looks with text, next words and attention.
+Asked = tuple[Sequence[tuple[str, str]], Sequence[Mapping[str, Any]]]
 LOWER_IS_BETTER = ("loss", "val_loss", "bits_per_byte", "perplexity")
 
 
@@ -66,12 +68,8 @@ def table(records: Sequence[RunRecord]) -> str:
     return f'<div class="wide"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
 
 
-def page(
-    records: Sequence[RunRecord],
-    samples: Mapping[str, Sequence[Mapping[str, Any]]],
-    looks: Mapping[str, Sequence[Mapping[str, Any]]],
-) -> str:
-    """`samples` and `looks` by run: prompt and completion; text, next words, attention."""
+def page(records: Sequence[RunRecord], asked: Sequence[Asked]) -> str:
+    """Tables and curves of all runs; of each what it was asked, its evals and its commands."""
     title = ", ".join(r.name for r in records)
     parts = [f"<h1>{escape(title)}</h1>", table(records)]
     for heading, y_label, key, x_key, log in (
@@ -84,14 +82,11 @@ def page(
             for r in records
         ]
         parts.append(figures.curves(heading, x_key, y_label, series))
-    for record in records:
+    for record, (samples, looks) in zip(records, asked, strict=True):
         parts.append(f"<h2>{escape(record.name)}</h2>")
-        for sample in samples.get(record.name, ()):
-            parts.append(
-                f"<blockquote><b>{escape(sample['prompt'])}</b>"
-                f"{escape(sample['completion'])}</blockquote>"
-            )
-        for look in looks.get(record.name, ()):
+        for prompt, completion in samples:
+            parts.append(f"<blockquote><b>{escape(prompt)}</b>{escape(completion)}</blockquote>")
+        for look in looks:
             parts.append(f"<p>After <q>{escape(look['text'])}</q> it expects</p>")
             parts.append(figures.bars([(n["token"], n["probability"]) for n in look["next"]]))
             parts.append("<p>and looked at (percent, mean over layers and heads)</p>")
