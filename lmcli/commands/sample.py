@@ -184,9 +184,7 @@ def _plain(text: str, escape: bool) -> str:
 
 
 def _text(sampler: "Sampler", prompt: "Prompt", done: "Completion", echo: bool) -> str:
-    text = sampler.ends.readable(done.ids)
-    text = text.replace("\r", "") if sampler.stop_ids else text
-    return prompt.text + text if echo else text
+    return (prompt.text if echo else "") + sampler.readable(done.ids)
 
 
 def _answer(sampler: "Sampler", prompt: "Prompt", done: "Completion", how: Form) -> None:
@@ -211,7 +209,7 @@ def _answer_all(
     sampler: "Sampler", take: Callable[[int, bool], Any], how: Form, streams: bool
 ) -> None:
     """Every completion, as it grows where it `streams`."""
-    shown = _Shown(how, bool(sampler.stop_ids)) if streams else None
+    shown = _Shown(how) if streams else None
     for prompt, completions in sampler.stream(take, shown):
         for done in completions:
             if shown is None or not done.logprobs:
@@ -221,11 +219,10 @@ def _answer_all(
 class _Shown:
     """Prints a text as it grows; called with all of it that can be shown."""
 
-    def __init__(self, how: Form, lines: bool) -> None:
-        self.how, self.lines, self.shown, self.begun = how, lines, "", False
+    def __init__(self, how: Form) -> None:
+        self.how, self.shown, self.begun = how, "", False
 
     def __call__(self, prompt: "Prompt", text: str, final: bool) -> None:
-        text = text.replace("\r", "") if self.lines else text
         if not self.begun and self.how.echo:
             console.answer(_plain(prompt.text, self.how.escape), end="")
         self.begun = not final

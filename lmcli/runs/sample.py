@@ -83,13 +83,18 @@ class Sampler:
 
         def on_token(record: int, sample: int, ids: Sequence[int], final: bool) -> None:
             if on_text is not None:
-                on_text(pending[record - first], self.ends.readable(ids, final), final)
+                on_text(pending[record - first], self.readable(ids, final), final)
 
         rules = self.stop_ids, self.reached, self.choices
         show = on_token if on_text is not None else None
         for done in self.loaded.engine.stream(arrivals, self.config, *rules, show):
             first += 1
             yield pending.popleft(), done
+
+    def readable(self, ids: Sequence[int], final: bool = True) -> str:
+        """The text of a completion, or of its beginning; a line has no carriage returns."""
+        text = self.ends.readable(ids, final)
+        return text.replace("\r", "") if self.stop_ids else text
 
     def logprobs(self, done: Completion) -> list[dict[str, Any]]:
         """Each token that was generated, `<eos>` included, with the model's log-probability."""
