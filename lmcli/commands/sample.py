@@ -183,13 +183,13 @@ def _plain(text: str, escape: bool) -> str:
     return text
 
 
-def _text(sampler: "Sampler", prompt: "Prompt", done: "Completion", echo: bool) -> str:
-    return (prompt.text if echo else "") + sampler.readable(done.ids)
+def _echoed(prompt: "Prompt", text: str, how: Form) -> str:
+    return prompt.text + text if how.echo else text
 
 
 def _answer(sampler: "Sampler", prompt: "Prompt", done: "Completion", how: Form) -> None:
     """One completion: a line, or a record with the fields of its prompt."""
-    text = _text(sampler, prompt, done, how.echo)
+    text = _echoed(prompt, sampler.readable(done.ids), how)
     if how.jsonl and prompt.blank or not how.records:
         console.answer(_plain(text, how.escape))
         return
@@ -220,14 +220,12 @@ class _Shown:
     """Prints a text as it grows; called with all of it that can be shown."""
 
     def __init__(self, how: Form) -> None:
-        self.how, self.shown, self.begun = how, "", False
+        self.how, self.shown = how, ""
 
     def __call__(self, prompt: "Prompt", text: str, final: bool) -> None:
-        if not self.begun and self.how.echo:
-            console.answer(_plain(prompt.text, self.how.escape), end="")
-        self.begun = not final
+        text = _plain(_echoed(prompt, text, self.how), self.how.escape)
         if text.startswith(self.shown):  # not where a tokenizer changes its mind about a space
-            console.answer(_plain(text[len(self.shown) :], self.how.escape), end="")
+            console.answer(text[len(self.shown) :], end="")
         self.shown = "" if final else text
         if final:
             console.answer("")
@@ -285,7 +283,7 @@ def _answer_grid(
                     prompt_of = replace(prompt, fields=prompt.fields | {"settings": setting})
                     _answer(sampler, prompt_of, done, how)
                     continue
-                text = _plain(_text(sampler, prompt, done, how.echo), True)
+                text = _plain(_echoed(prompt, sampler.readable(done.ids), how), True)
                 per_token = done.logprob / max(1, len(done.logprobs))
                 rows.append([*setting.values(), len(done.ids), f"{per_token:.3f}", text])
     if rows:
