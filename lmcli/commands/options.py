@@ -83,7 +83,7 @@ def _flag(name: str, field: "dataclasses.Field[Any]") -> Decorator:
 
 
 def text(value: str) -> str:
-    """The type of an argument that is text, UTF-8 whatever the locale is."""
+    """A type of values, whose name `--help` shows: text, UTF-8 whatever the locale is."""
     foreign = any("\ud800" <= character <= "\udfff" for character in value)
     try:
         return os.fsencode(value).decode() if foreign else value
@@ -91,8 +91,8 @@ def text(value: str) -> str:
         raise click.BadParameter("not UTF-8") from None
 
 
-def seconds(value: str) -> float:
-    """The type of an option that takes a time such as 3h55m."""
+def time(value: str) -> float:
+    """A type of values, whose name `--help` shows: seconds, given as a time such as 3h55m."""
     try:
         return parse_duration(value)
     except UsageError as error:
@@ -100,7 +100,7 @@ def seconds(value: str) -> float:
 
 
 def checkpoint(value: str) -> str:
-    """The type of an option that names a checkpoint of a run."""
+    """A type of values: which checkpoint of a run."""
     if value not in ("best", "last", "mean") and not (value.isascii() and value.isdecimal()):
         raise click.BadParameter(f"{value!r} is not best, last, mean or a step number")
     return value

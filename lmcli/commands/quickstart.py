@@ -61,12 +61,7 @@ PRIMING_BYTES = 16 * 2**20
 @click.command()
 @click.argument("text", nargs=-1)
 @click.option(
-    "--budget",
-    default="5min",
-    show_default=True,
-    metavar="TIME",
-    type=options.seconds,
-    help="Time to take.",
+    "--budget", default="5min", show_default=True, type=options.time, help="Time to take."
 )
 @click.option("--name", metavar="NAME", help="Name of what it makes.  [default: by the text]")
 @options.force_option

@@ -20,8 +20,7 @@ from lmcli.signals import StopRequest
 how = options.family(
     click.option(
         "--max-time",
-        metavar="TIME",
-        type=options.seconds,
+        type=options.time,
         help="Save and stop (exit code 75) before 3h55m, say, are over.",
     ),
     options.allow_code_execution,
