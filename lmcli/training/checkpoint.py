@@ -129,19 +129,19 @@ def load_optimizer(folder: Path) -> dict[str, Tensor]:
 
 
 def newest(run: Path, at_most: float = math.inf) -> tuple[Path, State] | None:
-    """The newest checkpoint that validates by hash; damaged ones are passed over, and named."""
-    while True:
-        folders = [layout.checkpoint(run, step) for step in list_steps(run) if step <= at_most]
-        for folder in reversed(folders):
-            try:
-                return folder, read_state(run, folder)
-            except (MismatchError, StorageError):  # a disk that refuses is not a damaged file
-                raise
-            except (LmcliError, FileNotFoundError) as error:
-                if folder.is_dir():
-                    console.warn(f"{error}; going back to the checkpoint before it")
-        if all(folder.is_dir() for folder in folders):
-            return None  # else a living run has pruned one, and has newer ones by now
+    """The newest checkpoint that validates by hash; damaged ones are passed over, and named.
+
+    The caller holds the run's lock, so that none is pruned meanwhile.
+    """
+    for step in reversed([step for step in list_steps(run) if step <= at_most]):
+        folder = layout.checkpoint(run, step)
+        try:
+            return folder, read_state(run, folder)
+        except (MismatchError, StorageError):  # a disk that refuses is not a damaged file
+            raise
+        except LmcliError as error:
+            console.warn(f"{error}; going back to the checkpoint before it")
+    return None
 
 
 def choose(run: Path, which: str) -> tuple[Path, State]:
