@@ -9,9 +9,7 @@ checkpoints leave out those of them that are frozen, and name it as their parent
 """
 
 import contextlib
-import errno
 import math
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -111,8 +109,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     except (OSError, RuntimeError) as error:  # for safetensors whatever cannot be opened is missing
         if out_of_memory(error):
             raise
-        if not path.exists():  # pruned by a living run
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from None
+        path.stat()  # FileNotFoundError for what a living run has pruned
         raise StorageError(f"{path}: cannot be opened ({error})") from None
 
 
