@@ -6,13 +6,15 @@ runs in float32, and matrices of one shape go through it together.
 """
 
 from collections import defaultdict
-from typing import Any
 
 import torch
 from torch import Tensor
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 MOMENTUM = 0.95
+
+Tensors = dict[Tensor, Tensor]  # one for each parameter
+States = dict[Tensor, dict[str, Tensor]]  # of each parameter, by name
 
 
 def orthogonalise(matrices: Tensor, dtype: torch.dtype = torch.float32, steps: int = 5) -> Tensor:
@@ -34,35 +36,26 @@ class Muon:
     The update's size follows the matrix shape by sqrt(max(1, rows / columns)).
     """
 
-    def __init__(self, groups: list[dict[str, Any]], dtype: torch.dtype = torch.float32) -> None:
-        self.param_groups, self.dtype = groups, dtype
-        self.state: dict[Tensor, dict[str, Tensor]] = defaultdict(dict)
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        self.dtype = dtype
 
-    @torch.no_grad()
-    def step(self) -> None:
-        for group in self.param_groups:
-            by_shape: defaultdict[torch.Size, list[Tensor]] = defaultdict(list)
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    by_shape[parameter.shape].append(parameter)
-            for shape, parameters in by_shape.items():
-                directions = torch.stack([self._direction(parameter) for parameter in parameters])
-                updates = orthogonalise(directions, self.dtype)
-                rate = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
-                for parameter, update in zip(parameters, updates, strict=True):
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    parameter.add_(update, alpha=-rate)
-
-    def _direction(self, parameter: Tensor) -> Tensor:
-        """The gradient with its momentum."""
-        grad, state = parameter.grad, self.state[parameter]
-        assert grad is not None
-        if not state:
-            state["momentum_buffer"] = torch.zeros_like(parameter)
-        buffer = state["momentum_buffer"].lerp_(grad, 1 - MOMENTUM)
-        return grad.lerp(buffer, MOMENTUM)
+    def update(self, grads: Tensors, states: States, lr: float, decay: float) -> None:
+        """Moves the parameters that have these gradients."""
+        by_shape: defaultdict[torch.Size, list[Tensor]] = defaultdict(list)
+        for parameter in grads:
+            by_shape[parameter.shape].append(parameter)
+        for shape, parameters in by_shape.items():
+            directions = []
+            for p in parameters:
+                momentum = states[p]["momentum_buffer"].lerp_(grads[p], 1 - MOMENTUM)
+                directions.append(grads[p].lerp(momentum, MOMENTUM))
+            updates = orthogonalise(torch.stack(directions), self.dtype)
+            rate = lr * max(1.0, shape[0] / shape[1]) ** 0.5
+            for parameter, update in zip(parameters, updates, strict=True):
+                parameter.mul_(1 - lr * decay)
+                parameter.add_(update, alpha=-rate)
 
     @staticmethod
     def shapes(parameter: Tensor) -> dict[str, torch.Size]:
-        """The state of a parameter, by name."""
+        """The state of a parameter, by name; it begins as zeros."""
         return {"momentum_buffer": parameter.shape}
