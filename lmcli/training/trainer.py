@@ -285,19 +285,17 @@ class Trainer:
             try:
                 return gradients(self.working, self.batches, config, step, index, self.clock)
             except (MemoryError, RuntimeError) as error:
-                if not out_of_memory(error):
-                    if not (self.working.compiled and compiler_failed(error)):
-                        raise
-                    self.decide({"step": step - 1, "change": {"compile": "off"}})
-                    console.warn(
-                        f"torch.compile failed, going on without it: {error}".split("\n")[0]
-                    )
-                    self.optimizer.zero_grad()
-                    self.working = Working(self.model, self.machine, False, config.recompute)
-                    self.working.refresh(frozen=True)
-                    continue
+                no_memory, said = out_of_memory(error), str(error).split("\n")[0]
+                if not no_memory and not (self.working.compiled and compiler_failed(error)):
+                    raise
             # Outside the handler, which holds on to the tensors of the failed pass.
             self.optimizer.zero_grad()
+            if not no_memory:
+                self.decide({"step": step - 1, "change": {"compile": "off"}})
+                console.warn(f"torch.compile failed, going on without it: {said}")
+                self.working = Working(self.model, self.machine, False, config.recompute)
+                self.working.refresh(frozen=True)
+                continue
             if self.machine.device == "cuda":
                 torch.cuda.empty_cache()
             micro = config.micro_batch_size or len(self.batches.members(index, config.batch_size))
