@@ -39,7 +39,7 @@ def rest(vocabulary: int, args: argparse.Namespace) -> float:
     optimizer, working = Optimizer(model, training), precision.Working(model, machine)
     windows = Windows(Stream(vocabulary), args.context, 0)
     for step in range(4):
-        gradients(working, windows, training, step + 1, step)
+        gradients(working, windows.parts(step, args.batch), training, step + 1)
         optimizer.step(1e-3)
         working.refresh()
     peak = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)

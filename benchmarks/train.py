@@ -85,7 +85,8 @@ def lmcli(
     def step() -> object:
         nonlocal done
         done += 1
-        numbers = gradients(working, windows, config, done, done - 1)
+        parts = windows.parts(done - 1, batch, config.micro_batch_size)
+        numbers = gradients(working, parts, config, done)
         optimizer.step(config.lr)
         working.refresh()
         return numbers

@@ -168,17 +168,16 @@ def test_z_loss_has_its_written_gradient():
 # ---- a run in which all is fast against one in which nothing is ----
 
 
-class Pattern:
-    """Batches of a text that can be learned: counting, from a random place on."""
-
-    def parts(self, index, batch_size, micro=0, rank=0, world=1):
-        first = np.random.default_rng(index).integers(50, size=(batch_size, 1))
-        ids = (first + np.arange(17)) * 7 % 50
-        mask = np.ones((batch_size, 16), dtype=bool)
-        return [
-            Batch(rows[:, :-1].copy(), rows[:, 1:].copy(), mask[: len(rows)], np.arange(16)[None])
-            for rows in np.split(ids, batch_size // (micro or batch_size))
-        ]
+def pattern(config: TrainingConfig, index: int = 1) -> list[Batch]:
+    """The parts of a batch of a text that can be learned: counting, from a random place on."""
+    size = config.batch_size
+    first = np.random.default_rng(index).integers(50, size=(size, 1))
+    ids = (first + np.arange(17)) * 7 % 50
+    mask = np.ones((size, 16), dtype=bool)
+    return [
+        Batch(rows[:, :-1].copy(), rows[:, 1:].copy(), mask[: len(rows)], np.arange(16)[None])
+        for rows in np.split(ids, size // (config.micro_batch_size or size))
+    ]
 
 
 def losses(steps: int, shape: str = "default", recompute: bool = False, **settings) -> list[float]:
@@ -188,7 +187,7 @@ def losses(steps: int, shape: str = "default", recompute: bool = False, **settin
     optimizer = Optimizer(model, config)
     working, found = Working(model, machine, config.compile == "on", recompute), []
     for step in range(1, steps + 1):
-        found.append(gradients(working, Pattern(), config, step, step)[0])
+        found.append(gradients(working, pattern(config, step), config, step)[0])
         optimizer.step(1e-2, step)
         working.refresh()
     return found
@@ -217,7 +216,8 @@ def test_gradients_in_bfloat16_are_near_those_in_float32():
     for dtype in ("float32", "bfloat16"):
         model = make(init="gpt2")
         working = Working(model, precision.resolve("cpu", dtype, 1))
-        gradients(working, Pattern(), TrainingConfig(grad_clip=0), 1, 1)
+        config = TrainingConfig(grad_clip=0)
+        gradients(working, pattern(config), config, 1)
         found.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
         assert found[-1].dtype == torch.float32
     assert (found[0] - found[1]).norm() < 0.02 * found[0].norm()
@@ -289,7 +289,8 @@ def test_recomputing_drops_the_same(monkeypatch):
     for recompute in (False, True):
         model = make(init="gpt2", dropout=0.2, attention_dropout=0.2)
         working = Working(model, precision.resolve("cpu", "bfloat16", 1), False, recompute)
-        gradients(working, Pattern(), TrainingConfig(batch_size=8), 1, 1)
+        config = TrainingConfig(batch_size=8)
+        gradients(working, pattern(config), config, 1)
         found.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
     assert torch.equal(*found)
 
@@ -314,10 +315,10 @@ def test_fifty_compiled_steps_stay_near_eager_ones(monkeypatch):
 def test_what_a_failed_pass_left_behind_does_not_count():
     model = make(init="gpt2")
     working, config = Working(model, precision.resolve("cpu", "bfloat16", 1)), TrainingConfig()
-    _, norm, _ = gradients(working, Pattern(), config, 1, 1)
+    _, norm, _ = gradients(working, pattern(config), config, 1)
     for master, weight in working.learn:
         master.grad, weight.grad = None, torch.ones_like(weight)
-    assert gradients(working, Pattern(), config, 1, 1)[1] == norm
+    assert gradients(working, pattern(config), config, 1)[1] == norm
 
 
 def test_a_usual_z_loss_counts_in_bfloat16():

@@ -13,6 +13,8 @@ from lmcli.errors import DataError
 from lmcli.evaluation.evaluate import score_examples
 from lmcli.model.loss import summed_nll
 from lmcli.text.tasks import Template
+from lmcli.training import precision
+from lmcli.training.precision import Working
 from lmcli.training.step import forward_nll
 
 EOS, PAD, SEP = 2, 0, 3
@@ -143,11 +145,9 @@ def test_packed_pairs_have_the_loss_of_each_alone(tmp_path):
     examples = [found.example(i) for i in range(12)]
     packed = pack(examples, 64, EOS, PAD)
     assert len(packed.input_ids) < 12
-    config = TrainingConfig()
-    alone = sum(forward_nll(model, collate([e], EOS, PAD), "cpu", config) for e in examples)
-    torch.testing.assert_close(
-        forward_nll(model, packed, "cpu", config), alone, rtol=1e-5, atol=1e-4
-    )
+    working, config = Working(model, precision.resolve("cpu", "float32", 1)), TrainingConfig()
+    alone = sum(forward_nll(working, collate([e], EOS, PAD), config) for e in examples)
+    torch.testing.assert_close(forward_nll(working, packed, config), alone, rtol=1e-5, atol=1e-4)
     assert packed.loss_mask.sum() == sum(e.n_scored for e in examples)
 
 

@@ -152,7 +152,7 @@ def test_wsd_decays_over_its_last_share():
 def test_a_run_that_diverges_ends_with_70(cli, tiny_copy, monkeypatch):
     from lmcli.training import step
 
-    monkeypatch.setattr(step, "forward_nll", lambda m, *rest: m.embed.weight.sum() * float("nan"))
+    monkeypatch.setattr(step, "forward_nll", lambda w, *_: w.model.embed.weight.sum() * math.nan)
     result = train(cli, "--name", "nan", "--steps", 5)
     assert result.code == 70 and "step 1: loss nan" in result.err
     assert cli("status", "nan", "--field", "exit").out == "70\n"

@@ -60,7 +60,8 @@ def measure(root: Path, asked: Asked, n_steps: int = 12) -> tuple[float, int]:
     took, tokens = [], 0
     for step in range(n_steps):
         began = time.perf_counter()
-        tokens = gradients(working, batches, training, step + 1, step)[2]
+        parts = batches.parts(step, training.batch_size, training.micro_batch_size)
+        tokens = gradients(working, parts, training, step + 1)[2]
         optimizer.step(0.0)
         working.refresh()
         took.append(time.perf_counter() - began)

@@ -89,7 +89,7 @@ class Working:
             stack.recompute = recompute
         copied = self.learn if self.model is not model else []
         self.apart = [(master, weight, torch.empty_like(master)) for master, weight in copied]
-        self.compiled = compiled
+        self.device, self.compiled = machine.device, compiled
         self.forward: Callable[..., Tensor] = (
             compiled_forward(self.model) if compiled else self.model
         )

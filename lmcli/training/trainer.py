@@ -283,7 +283,9 @@ class Trainer:
             if config.threads and config.threads != torch.get_num_threads():
                 torch.set_num_threads(config.threads)
             try:
-                return gradients(self.working, self.batches, config, step, index, self.clock)
+                with self.clock.measure("data"):
+                    parts = self.batches.parts(index, config.batch_size, config.micro_batch_size)
+                return gradients(self.working, parts, config, step)
             except (MemoryError, RuntimeError) as error:
                 no_memory, said = out_of_memory(error), str(error).split("\n")[0]
                 if not no_memory and not (self.working.compiled and compiler_failed(error)):

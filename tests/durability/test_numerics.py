@@ -29,18 +29,18 @@ def poison(monkeypatch):
     """poison({7: nan}): step 7's loss is that, every time; returns the steps that were taken."""
 
     def use(losses: dict[int, float], where: str = "loss") -> list[int]:
-        whole, taken = trainer.gradients, []
+        whole, taken = trainer.Trainer._gradients, []
 
-        def gradients(working, batches, config, step, index, clock):
-            taken.append(index)
-            loss, norm, tokens = whole(working, batches, config, step, index, clock)
-            bad = losses.get(index + 1)
+        def gradients(self, step):
+            taken.append(self.batch_index(step))
+            loss, norm, tokens = whole(self, step)
+            bad = losses.get(taken[-1] + 1)
             if bad is not None and where == "gradient":
-                next(working.master.parameters()).grad.fill_(bad)
+                next(self.model.parameters()).grad.fill_(bad)
                 return loss, bad, tokens
             return (loss if bad is None else bad), norm, tokens
 
-        monkeypatch.setattr(trainer, "gradients", gradients)
+        monkeypatch.setattr(trainer.Trainer, "_gradients", gradients)
         return taken
 
     return use
@@ -201,10 +201,10 @@ def memory(monkeypatch):
     def use(rows: int) -> None:
         forward = one_step.forward_nll
 
-        def limited(model, batch, *rest):
+        def limited(working, batch, config):
             if len(batch.input_ids) > rows:
                 torch.empty(2**60, dtype=torch.uint8)  # the allocator's own refusal
-            return forward(model, batch, *rest)
+            return forward(working, batch, config)
 
         monkeypatch.setattr(one_step, "forward_nll", limited)
 
