@@ -12,47 +12,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lmcli.model.attention import LayerCache
 from lmcli.model.transformer import Transformer
 
 SLOTS = 64  # at first; then twice as many each time
 
 
-class LayerSlots:
-    """Keys and values of one layer: [rows, K, slots, D]."""
-
-    def __init__(self, k: Tensor, v: Tensor) -> None:
-        self.k, self.v, self.used = k, v, 0
-        self.reading: Tensor | None = None  # the rows whose prompts are being read
-        # The slots that are written otherwise: [R, 1], or the last one of all rows, [1, 1].
-        self.at = torch.arange(0)
-
-    def update(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores k, v [B, K, T, D]; returns the slots they may see.
-
-        A prompt sees itself alone. Otherwise the first B rows each get one slot and see the used
-        ones.
-        """
-        if self.reading is not None:
-            self.k[self.reading, :, : self.used] = k
-            self.v[self.reading, :, : self.used] = v
-            return k, v
-        keys, values = (x[: len(k), :, : self.used] for x in (self.k, self.v))
-        if self.at.numel() == 1:  # several times faster than places in a list
-            keys[:, :, -1:], values[:, :, -1:] = k, v
-        else:
-            rows = torch.arange(len(k), device=k.device)[:, None]
-            keys[rows, :, self.at] = k.transpose(1, 2)
-            values[rows, :, self.at] = v.transpose(1, 2)
-        return keys, values
-
-
 class Cache:
-    """One LayerSlots per decoder block, and beside them each slot's token and its logprob."""
+    """One LayerCache per decoder block, and beside them each slot's token and its logprob."""
 
     def __init__(self, model: Transformer) -> None:
         config, weight = model.config, model.embed.weight  # whose device and type it has
         empty = weight.new_empty(0, config.n_kv_heads, 0, config.head_dim)
-        self.layers = [LayerSlots(empty, empty) for _ in range(config.n_layers)]
+        self.layers = [LayerCache(empty, empty) for _ in range(config.n_layers)]
         self.ids = weight.new_empty((0, 0), dtype=torch.long)  # [rows, slots]
         self.logprobs = weight.new_empty((0, 0), dtype=torch.float32)
         width = config.n_kv_heads * config.head_dim

@@ -6,7 +6,6 @@ Attention is softmax(q k^T * scale + bias) v (Vaswani et al. 2017, section 3.2.1
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +14,33 @@ from lmcli.config.model import ModelConfig
 from lmcli.model.kernels import Linear, RMSNorm, attend, linear
 
 
-class LayerCache(Protocol):
-    """What a layer needs of a key/value cache: store new slots, see the `used` ones."""
+class LayerCache:
+    """Keys and values of one layer, [rows, K, slots, D]; a slot is a position (inference.cache)."""
 
-    used: int
+    def __init__(self, k: Tensor, v: Tensor) -> None:
+        self.k, self.v, self.used = k, v, 0
+        self.reading: Tensor | None = None  # the rows whose prompts are being read
+        # The slots that are written otherwise: [R, 1], or the last one of all rows, [1, 1].
+        self.at = torch.arange(0)
 
-    def update(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]: ...
+    def update(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores k, v [B, K, T, D]; returns the slots they may see.
+
+        A prompt sees itself alone. Otherwise the first B rows each get one slot and see the used
+        ones.
+        """
+        if self.reading is not None:
+            self.k[self.reading, :, : self.used] = k
+            self.v[self.reading, :, : self.used] = v
+            return k, v
+        keys, values = (x[: len(k), :, : self.used] for x in (self.k, self.v))
+        if self.at.numel() == 1:  # several times faster than places in a list
+            keys[:, :, -1:], values[:, :, -1:] = k, v
+        else:
+            rows = torch.arange(len(k), device=k.device)[:, None]
+            keys[rows, :, self.at] = k.transpose(1, 2)
+            values[rows, :, self.at] = v.transpose(1, 2)
+        return keys, values
 
 
 def rotation(positions: Tensor, config: ModelConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
