@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lmcli.model.kernels import PARTS
+from lmcli.model.kernels import PARTS, Function
 from lmcli.model.transformer import Transformer
 
 # Of logits at a time: those of a large vocabulary are never whole.
@@ -56,11 +56,10 @@ def summed_nll(
     if loss_mask is not None:
         rows, flat = rows[loss_mask.flatten()], flat[loss_mask.flatten()]
     weight, bias = model.output_weight, model.output_bias_or_none
-    total: Tensor = _SummedNLL.apply(rows, weight, bias, flat, label_smoothing, z_loss)  # type: ignore[no-untyped-call]
-    return total
+    return _SummedNLL.apply(rows, weight, bias, flat, label_smoothing, z_loss)
 
 
-class _SummedNLL(torch.autograd.Function):
+class _SummedNLL(Function):
     """Output layer, softmax and loss in one: a chunk's gradients are taken while its logits are
     there, so that none is kept or computed twice (as in Liger, Hsu et al. 2024)."""
 
