@@ -84,10 +84,7 @@ class FourBits(nn.Module):
         self.scales = both.bfloat16().contiguous()
         self.copy = None
         if packs(weight):
-            by_rows = zip(
-                *(torch.split(part, ROWS) for part in (numbers, scale, offset)), strict=True
-            )
-            again = torch.cat([self._weights(*part).bfloat16() for part in by_rows])
+            again = torch.cat([self._weights(*part).bfloat16() for part in parts])
             self.copy = Packed(again, bias)
 
     def _weights(self, numbers: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
