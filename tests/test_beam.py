@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from test_engine import numbered
 from test_model import SHAPES, make
 
 from lmcli.config.generation import GenerationConfig
@@ -86,7 +87,7 @@ def test_a_ragged_batch_equals_each_prompt_alone(arch, fields, beams):
     c = config(beams, batch_size=4, num_return_sequences=2, max_length=18)
     together = engine.generate(PROMPTS, c)
     for i, prompt in enumerate(PROMPTS):
-        same(together[i], engine.generate([prompt], c, records=[i])[0])
+        same(together[i], numbered(engine, [prompt], [i], c)[0])
 
 
 @pytest.mark.parametrize("arch", ["decoder", "encoder-decoder"])

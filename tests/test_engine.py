@@ -4,9 +4,15 @@ import pytest
 from test_model import SHAPES, make
 
 from lmcli.config.generation import GenerationConfig
-from lmcli.inference.engine import Engine
+from lmcli.inference.engine import Engine, Request
 
 PROMPTS = [[5, 6, 7], [9], [], [8] * 14, [3] * 29, [4] * 60]
+
+
+def numbered(engine, prompts, records, config):
+    """The completions of prompts that are these records."""
+    there = iter([[*map(Request, prompts, records)]])
+    return list(engine.stream(lambda n, wait: next(there, None), config))
 
 
 @pytest.mark.parametrize("fields", SHAPES.values(), ids=SHAPES.keys())
@@ -15,7 +21,7 @@ def test_a_ragged_batch_equals_each_prompt_alone(fields):
     config = GenerationConfig(max_new_tokens=8, temperature=1.0, batch_size=4)
     together = engine.generate(PROMPTS, config)
     for i, prompt in enumerate(PROMPTS):
-        alone = engine.generate([prompt], config, records=[i])[0][0]
+        alone = numbered(engine, [prompt], [i], config)[0][0]
         assert together[i][0].ids == alone.ids
         assert together[i][0].logprob == pytest.approx(alone.logprob, abs=1e-4)
 

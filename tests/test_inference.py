@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from test_engine import numbered
 from test_model import make
 
 from lmcli.config.generation import GenerationConfig
@@ -33,14 +34,14 @@ def test_ragged_batch_equals_each_prompt_alone(engine, temperature, batch_size):
     c = config(temperature=temperature, batch_size=batch_size)
     together = engine.generate(PROMPTS, c)
     for i, prompt in enumerate(PROMPTS):
-        alone = engine.generate([prompt], config(temperature=temperature), records=[i])[0][0]
+        alone = numbered(engine, [prompt], [i], config(temperature=temperature))[0][0]
         assert together[i][0].ids == alone.ids
         assert together[i][0].logprob == pytest.approx(alone.logprob, abs=1e-4)
 
 
 def test_draws_know_the_record_not_its_place(engine):
-    forward = engine.generate(PROMPTS, config(), records=[0, 1, 2, 3, 4])
-    backward = engine.generate(PROMPTS[::-1], config(), records=[4, 3, 2, 1, 0])
+    forward = numbered(engine, PROMPTS, [0, 1, 2, 3, 4], config())
+    backward = numbered(engine, PROMPTS[::-1], [4, 3, 2, 1, 0], config())
     assert [c[0].ids for c in forward] == [c[0].ids for c in backward[::-1]]
     assert engine.generate([PROMPTS[0]], config(seed=1))[0][0].ids != forward[0][0].ids
 

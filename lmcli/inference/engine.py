@@ -67,15 +67,10 @@ class Engine:
         return [self.eos_id, *ids][-self.room(n_new) - 1 :]
 
     def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        config: GenerationConfig,
-        records: Sequence[int] | None = None,
-        **rules: Any,
+        self, prompts: Sequence[Sequence[int]], config: GenerationConfig, **rules: Any
     ) -> list[list[Completion]]:
-        """`stream` of prompts that are all there; `records` are their numbers, else 0, 1, .."""
-        numbers = records if records is not None else range(len(prompts))
-        all_at_once = iter([list(map(Request, prompts, numbers))])
+        """`stream` of prompts that are all there."""
+        all_at_once = iter([[Request(ids, record) for record, ids in enumerate(prompts)]])
         return list(self.stream(lambda n, wait: next(all_at_once, None), config, **rules))
 
     @torch.inference_mode()
