@@ -106,6 +106,8 @@ def test_size_on_the_command_line(cli, tiny_copy):
     assert said.code == 2 and "give one of them" in said.err
     said = train(cli, "--name", "x", "--ratio", "3")
     assert said.code == 2 and "--size" in said.err
+    said = train(cli, "--name", "x", "--size", "1M", "--ratio", "1.7e308")
+    assert said.code == 2 and "--ratio must be at most 1,000,000, not 1.7e+308" in said.err
 
 
 def test_a_budget_ends_on_the_clock_and_the_rate_with_it(cli, tiny_copy, monkeypatch):

@@ -82,7 +82,8 @@ def convert(field: "dataclasses.Field[Any]", value: Any, where: str) -> Any:
 
 
 def _shown(number: float) -> str:
-    return f"{number:,.0f}" if number == int(number) else f"{number:g}"
+    whole = abs(number) < 1e15 and number == int(number)
+    return f"{number:,.0f}" if whole else f"{number:g}"
 
 
 def _parse(want: type, value: Any, unit: str) -> Any:

@@ -30,7 +30,9 @@ class StartConfig:
         "steps follow from it (docs/recipes.md)",
         low=50_000,
     )
-    ratio: float | None = option(None, "with size: tokens per parameter; default 20", low=0.01)
+    ratio: float | None = option(
+        None, "with size: tokens per parameter; default 20", low=0.01, high=1e6
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
