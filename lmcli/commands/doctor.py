@@ -20,7 +20,6 @@ PACKAGES = (
     *("torch", "tokenizers", "numpy", "safetensors", "click", "rich"),
     *("sacrebleu", "rouge-score", "regex"),
 )
-EXTRAS = {"plot": "matplotlib"}
 
 
 @click.command()
@@ -72,7 +71,7 @@ def _torch() -> dict[str, Any]:
 
 
 def _packages() -> dict[str, str]:
-    from importlib import metadata, util
+    from importlib import metadata
 
     facts = {}
     for package in PACKAGES:
@@ -80,9 +79,6 @@ def _packages() -> dict[str, str]:
             facts[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             facts[package] = f"missing: pip install {package}"
-    for extra, module in EXTRAS.items():
-        there = util.find_spec(module) is not None
-        facts[f"extra {extra}"] = "yes" if there else f"no: pip install {module}"
     return facts
 
 
