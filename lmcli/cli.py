@@ -50,7 +50,8 @@ class LazyGroup(click.Group):
         if name in COMMANDS:
             command: click.Command = import_module(f"lmcli.commands.{COMMANDS[name][0]}").command
             return command
-        if not name.startswith("-"):  # what looks like an option click refuses as one
+        # What looks like an option click refuses as one; what completes a line refuses nothing.
+        if not name.startswith("-") and not ctx.resilient_parsing:
             from lmcli.config.fields import suggest
 
             ctx.fail(f"no command {name!r}{suggest(name, COMMANDS)}")

@@ -87,6 +87,17 @@ def test_usage_errors_are_one_sentence_and_2(cli, root, args, says):
     assert result.err.count("\n") == 1 and result.err.startswith("lmcli: ")
 
 
+def test_a_shell_completes_and_is_told_of_no_mistake():
+    from click.shell_completion import ShellComplete
+
+    from lmcli.cli import cli
+
+    complete = ShellComplete(cli, {}, "lmcli", "_LMCLI_COMPLETE").get_completions
+    assert [found.value for found in complete([], "tr")] == ["train"]
+    assert "--name" in [found.value for found in complete(["train"], "--na")]
+    assert complete(["trian"], "--na") == []
+
+
 @pytest.mark.parametrize("args", [["sample", "x", "p"], ["eval", "x"], ["show", "x"], ["rm", "x"]])
 def test_a_missing_artifact_is_66(cli, root, args):
     result = cli(*args)

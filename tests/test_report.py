@@ -106,9 +106,32 @@ def test_the_page_is_whole_and_alone(cli, two, tmp_path):
     assert sum(map(float, heat)) == pytest.approx(2 * words, abs=0.05)
 
 
+def test_the_suffix_says_what_is_written_and_json_where(cli, tiny_copy, tmp_path):
+    out = tmp_path / "runs.html"
+    said = json.loads(cli("report", "base", "--out", out, "--json").out)
+    assert said == {"out": str(out), "format": "html"} and "<svg" in out.read_text()
+    assert cli("report", "base", "--out", "-", "--format", "csv").out.startswith("run,state,")
+
+
+def test_two_runs_of_one_name_each_show_their_own_looks(cli, tiny_copy, tmp_path):
+    shutil.copytree(tiny_copy / "runs/base", tmp_path / "base")
+    flags = ["--data", "corpus", "--force", "--steps", "10", "--n-layers", "1"]
+    assert cli("train", "--name", "base", *flags, "--context-length", "32").code == 0
+    out = tmp_path / "runs.html"
+    runs = ["base", str(tmp_path / "base")]
+    assert cli("report", *runs, "--out", out, "--look", "The fox").code == 0
+    page = out.read_text()
+    shown = [re.findall(r"looks at [^:]*: (\d\.\d+)", part) for part in page.split("The fox")]
+    first, second = (weights for weights in shown if weights)
+    assert len(first) == len(second) and first != second
+
+
 @pytest.mark.parametrize(
     ("args", "code", "says"),
     [
+        (["bsae"], 66, "no run called 'bsae' under"),
+        (["bsae"], 66, "; did you mean 'base'?"),
+        (["nobody"], 66, "; there are base"),
         (["nobody"], 66, "no run called 'nobody'"),
         (["base", "--sample", "x"], 2, "are for a page"),
         (["base", "--format", "pdf"], 2, "pdf"),

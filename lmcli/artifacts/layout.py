@@ -16,6 +16,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from lmcli.config.fields import suggest
 from lmcli.errors import MissingInputError, UsageError
 
 MANIFEST = "manifest.json"
@@ -82,6 +83,7 @@ def find(root: Path, reference: str, kind: str | None = None) -> Path:
     if not found:
         there = sorted(p.name for place in places for p in place.glob("[!.]*") if p.is_dir())
         listing = f"; there are {', '.join(there[:8])}" if there else ""
+        listing = suggest(name, there) or listing
         if slash and valid and Path(reference).is_dir():
             listing = f"; a path starts with ./ or /: ./{reference}"
         if not root.is_dir():

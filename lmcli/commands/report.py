@@ -57,7 +57,7 @@ def command(
     from lmcli.report.runs import read
 
     suffix = {".html": "html", ".csv": "csv", ".json": "json", ".md": "markdown"}
-    chosen = kind or ("json" if as_json else suffix.get(out.suffix if out else "", "table"))
+    chosen = kind or suffix.get(out.suffix if out else "", "json" if as_json else "table")
     if (sample or look) and chosen != "html":
         raise UsageError("--sample and --look are for a page: --out FILE.html")
     records = [read(root, name) for name in runs]
@@ -77,7 +77,7 @@ def command(
     else:  # a fact a line and a run a column: that fits a terminal
         shown = [[n, *(page.show(r.facts.get(n)) for r in records)] for n in names[1:]]
         text = console.table(shown, ("", *(r.name for r in records))) + "\n"
-    if out is None:
+    if out is None or out == Path("-"):
         console.answer(text.removesuffix("\n"))
         return
     files.write_file(out, text.encode("utf-8", "backslashreplace"))  # a file's name may be no text

@@ -33,7 +33,7 @@ def test_json_round_trips_too(cli, tiny_copy):
         ("1_0", "'1_0' is not a token id"),
         (b"\xff", "is not a token id"),
         ("5 99999", "outside the vocabulary of 320"),
-        ("9" * 5000, "line 2"),
+        ("9" * 5000, f"line 2: {'9' * 40!r} is not a token id"),
     ],
 )
 def test_decode_names_the_bad_line(cli, tiny_copy, line, says):
