@@ -155,8 +155,8 @@ def test_bad_input_gets_one_sentence_and_its_code(sh, cli, spoil, line, code, sa
 def test_quickstart_on_own_text_and_again(sh, tiny_copy):
     text = REPOSITORY / "data" / "en.txt"
     sh(f"cat {text} {text} {text} {text} > mine.txt")
-    first = sh("lmcli quickstart mine.txt --budget 20s --quiet")
-    again = sh("lmcli quickstart mine.txt --budget 20s --json")
+    first = sh("lmcli quickstart mine.txt --budget 10s --quiet")
+    again = sh("lmcli quickstart mine.txt --budget 10s --json")
     assert "is finished" in again.stderr and "there already" in again.stderr
     for step in ("tokenizer train", "data build", "train", "sample", "eval"):
         assert f"$ lmcli {step}" in again.stderr
@@ -168,7 +168,7 @@ def test_quickstart_on_own_text_and_again(sh, tiny_copy):
     for name, value in bits.items():
         assert f"{name:<34} {value:.3f}" in first.stdout
     sh("echo 'One line.' > few.txt")
-    few = sh("lmcli quickstart few.txt --budget 20s", code=65)
+    few = sh("lmcli quickstart few.txt --budget 10s", code=65)
     assert "give quickstart other text, or more" in few.stderr.splitlines()[-1]
     assert not list(tiny_copy.glob("*/quickstart-few"))  # more text may have the name
 

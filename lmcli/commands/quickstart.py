@@ -23,7 +23,6 @@ from lmcli import console
 from lmcli.artifacts import files, inventory, layout, schema
 from lmcli.commands import options
 from lmcli.config.fields import flag
-from lmcli.config.training import Asked
 from lmcli.config.units import show_bytes, show_duration
 from lmcli.errors import DataError, Interrupted, UsageError
 
@@ -34,22 +33,10 @@ NAME = "quickstart"
 PANGRAM = "The quick brown fox jumps over the lazy dog"
 # What the standard library has that is not prose or code to learn from.
 EXCLUDE = ("test", "tests", "idle_test", "site-packages", "dist-packages", "encodings")
-# The shape that reached the fewest bits per byte in minutes on two CPU cores (docs/benchmarks.md).
-MODEL = {
-    "n_layers": 3,
-    "d_model": 192,
-    "n_heads": 3,
-    "context_length": 256,
-    "batch_size": 16,
-    "optimizer": "muon",
-    "lr": 0.02,
-    "schedule": "wsd",
-    "decay_fraction": 0.6,
-}
-FEW = 500
-# Shares of the budget; scoring, compressors and samples take the rest.
-TRAINING_SHARE, SUMMARIES_SHARE = 0.6, 0.1
-SUMMARIES = {"batch_tokens": 2048, "optimizer": "muon", "lr": 0.005, "schedule": "linear"}
+# Of the budget, on the clock; what comes before and after takes the rest.
+TRAINING_SHARE, SUMMARIES_SHARE = 0.66, 0.1
+SUMMARIES = {"task": "summarization", "batch_tokens": 2048}
+SUMMARIES |= {"optimizer": "muon", "lr": 0.005, "schedule": "linear"}
 FUNCTION = """def total(numbers):
     result = 0
     for n in numbers:
@@ -79,8 +66,8 @@ def command(
       lmcli quickstart
       lmcli quickstart my-notes/ --budget 10min
     """
-    if budget < 20:
-        raise UsageError("--budget must be at least 20s")
+    if budget < 10:
+        raise UsageError("--budget must be at least 10s")
     if name is None:
         stems = "+".join(Path(each).resolve().stem for each in text)
         name = f"{NAME}-{stems}" if text else NAME
@@ -123,6 +110,12 @@ class _Shell:
         """A command that makes an artifact."""
         self.run(*words, *["--force"] * self.force, **settings)
 
+    def train(self, *words: str, name: str, seconds: float, **settings: Any) -> None:
+        """A command that trains a run of the dataset of its name; one that is there goes on."""
+        settings |= {"budget": f"{max(1, round(seconds))}s"}
+        begun = not self.force and (self.root / layout.FOLDERS["run"] / name).exists()
+        self.make(*words, data=name, name=name, **({} if begun else settings))
+
 
 def _pipeline(
     name: str, text: tuple[str, ...], seconds: float, force: bool, root: Path
@@ -142,17 +135,12 @@ def _pipeline(
     try:
         shell.make("tokenizer", "train", *inputs, name=name, **vocab)
         shell.make("data", "build", *inputs, tokenizer=name, name=name)
-        left = TRAINING_SHARE * seconds - (time.monotonic() - began)
-        model = _plan(shell, name, MODEL, max(5.0, left))
+        shell.train("train", name=name, seconds=TRAINING_SHARE * seconds)
     except DataError as error:  # its advice names flags that are not here
         for path in filter(Path.exists, new):  # the name is free for another try
             files.to_trash(path, root)
         advice = "give quickstart other text, or more"
         raise DataError(f"{str(error).partition(';')[0]}; {advice}") from None
-    steps = model["steps"]
-    every = {"eval_every": max(50, steps // 5), "eval_tokens": 16384}
-    every |= {"save_every": max(50, steps // 10)}
-    shell.make("train", data=name, name=name, **model, **every)
     dataset = Dataset.open(data)
     prompts = [_beginning(dataset)] if text else ["The ", "def "]
     for prompt in prompts:
@@ -163,7 +151,7 @@ def _pipeline(
     page = root / f"{name}.html"
     asked = [word for prompt in prompts for word in ("--sample", prompt)]
     shell.run("report", name, *asked, out=page, look=PANGRAM)
-    elapsed = time.monotonic() - began
+    elapsed, steps = time.monotonic() - began, inventory.status(run)["step"]
     console.say("\nbits per byte on the held-out documents, one by one (lower is better):")
     console.answer(console.table([(row, f"{bits:.3f}") for row, bits in rows]))
     winner = min(rows, key=lambda row: row[1])[0]
@@ -196,37 +184,11 @@ def _summarize(shell: _Shell, dataset: "Dataset", seconds: float) -> dict[str, f
     keys = {"source_key": "source", "target_key": "target", "on_error": "skip"}
     fit = {"max_source_length": 200, "max_target_length": 40}
     shell.make("data", "build", *inputs, **keys, **fit, tokenizer=name, name=task)
-    shape = {k: v for k, v in MODEL.items() if k not in SUMMARIES and k != "batch_size"}
-    plan = _plan(shell, task, shape | SUMMARIES, seconds)
-    tuning = {"task": "summarization", "eval_every": 0, "eval_tokens": 16384}
-    tuning |= {key: plan[key] for key in (*SUMMARIES, "steps")}
-    shell.make("finetune", "--from", name, data=task, name=task, **tuning)
+    shell.train("finetune", "--from", name, name=task, seconds=seconds, **SUMMARIES)
     shell.run("sample", task, FUNCTION, temperature=0, max_new_tokens=30)
     rouge = ["--metric", "rouge1", "--metric", "rougeL"]
     shell.run("eval", task, *rouge, max_pairs=100, max_new_tokens=30)
     return {key: value for key, value in _scores(run).items() if key.startswith("rouge")}
-
-
-def _plan(shell: _Shell, name: str, settings: dict[str, Any], seconds: float) -> dict[str, Any]:
-    """The settings with the steps that fit into the time, by running a few in memory; where they
-    are few, twice as many of half the batch. An earlier plan is law."""
-    from lmcli.runs.start import measure
-
-    plan, run = dict(settings), shell.root / layout.FOLDERS["run"] / name
-    if run.exists() and not shell.force:
-        stored = files.read_json(run / layout.CONFIG, schema.CONFIG)["training"]
-        if "batch_size" in plan:
-            plan["batch_size"] = stored["batch_size"]
-        plan["steps"] = int(inventory.status(run).get("steps") or stored["steps"])
-        console.say(f"\n{plan['steps']} steps were planned the first time; --force plans anew")
-        return plan
-    rate, _ = measure(shell.root, Asked(name, given=settings))
-    plan["steps"] = max(20, int(seconds / rate) // 10 * 10)
-    if "batch_size" in plan and plan["steps"] < FEW:
-        plan |= {"batch_size": plan["batch_size"] // 2, "steps": 2 * plan["steps"]}
-        rate /= 2
-    console.say(f"\na step takes {rate:.2f} s here: {plan['steps']} steps fit")
-    return plan
 
 
 def _beginning(dataset: "Dataset") -> str:

@@ -45,8 +45,9 @@ from lmcli.training.trainer import Evaluate, Trainer, write_status
 BUDGET_RATIO = 2.0  # tokens per parameter that a run by the clock should see
 
 
-def measure(root: Path, asked: Asked, n_steps: int = 12) -> tuple[float, int]:
-    """Seconds and tokens of a training step here, by a few steps that are thrown away."""
+def measure(root: Path, asked: Asked) -> tuple[float, int]:
+    """Seconds and tokens of a training step here, by a few steps that are thrown away: twelve, or
+    four and more until a fortieth of the budget is over."""
     config, dataset, _ = plan(root, asked, say=False)
     training = config.training
     machine = precision.resolve(training.device, training.dtype, training.threads)
@@ -57,15 +58,16 @@ def measure(root: Path, asked: Asked, n_steps: int = 12) -> tuple[float, int]:
     batches = config.batches(dataset, Tokenizer.load(dataset.path / layout.TOKENIZER))
     optimizer = Optimizer(model, training)
     working = Working(model, machine, recompute=training.recompute)
+    patience = min(10.0, parse_duration(asked.given["budget"]) / 40)
     took, tokens = [], 0
-    for step in range(n_steps):
+    for step in range(12):
         began = time.perf_counter()
         parts = batches.parts(step, training.batch_size, training.micro_batch_size)
         tokens = gradients(working, parts, training, step + 1)[2]
         optimizer.step(0.0)
         working.refresh()
         took.append(time.perf_counter() - began)
-        if sum(took) > 10 and step >= 3:
+        if sum(took) > patience and step >= 3:
             break
     return sorted(took[len(took) // 3 :])[len(took) // 3], tokens  # the first ones warm up
 
@@ -88,27 +90,34 @@ def fit_budget(root: Path, asked: Asked) -> Asked:
     by_size = "size" in given or not own
     free = by_size and "size" not in given
     wanted = given.get("ratio") or BUDGET_RATIO
-    size, ratio, sized = given.get("size") or 8 * N_BLOCK, RATIO, given
-    for _ in range(9):
+    size, ratio, found = given.get("size") or 8 * N_BLOCK, RATIO, None
+    for _ in range(12):
         sized = given | {"size": size, "ratio": ratio} if by_size else given
         rate, tokens = measure(root, dataclasses.replace(asked, given=sized))
         steps = max(1, int(0.95 * seconds / rate))
-        before, ratio, k = ratio, steps * tokens / size, (size / N_BLOCK) ** (1 / 3)
-        # Both the parameters and the time of a token go with k^3.
-        most = int(k * (ratio / wanted) ** (1 / 6)) if free else 0
-        if most > round(k):
-            size = N_BLOCK * most**3
-        elif not by_size or 0.5 < ratio / before < 2:
+        before, ratio = ratio, steps * tokens / size
+        if free and found and found[3]["size"] < size and ratio < wanted:
+            break  # the size before is the largest
+        found = rate, tokens, steps, sized
+        if by_size and not 0.5 < ratio / before < 2:
+            continue  # with the batch of as many tokens
+        if not free:
             break
+        k = round((size / N_BLOCK) ** (1 / 3))
+        # The parameters go with k^3, the time of a token at most.
+        larger = max(k + 1, int(k * (ratio / wanted) ** (1 / 6)))
+        size, ratio = N_BLOCK * larger**3, max(wanted, ratio * (k / larger) ** 6)
+    assert found is not None
+    rate, tokens, steps, sized = found
     console.say(f"a step takes {rate:.2f} s here: about {steps:,} steps in {given['budget']}")
-    found = paced(steps) | _sparing(steps, seconds, rate / tokens) | sized | {"steps": steps}
-    return dataclasses.replace(asked, given=found)
+    chosen = paced(steps) | _sparing(steps, seconds, rate / tokens) | sized | {"steps": steps}
+    return dataclasses.replace(asked, given=chosen)
 
 
 def _sparing(steps: int, seconds: float, per_token: float) -> dict[str, int]:
-    """Validation of a run of so many seconds that takes a twentieth of them, a token costing a
-    third of what it costs to train."""
-    room = max(1.0, 0.05 * seconds / (per_token / 3))
+    """Validation of a run of so many seconds that takes a twentieth of them, a token costing three
+    quarters of what it costs to train: a CPU that trains in bfloat16 validates in float32."""
+    room = max(1.0, 0.05 * seconds / (0.75 * per_token))
     tokens = int(min(2**16, max(2**14, room / 20)))
     every = min(steps, max(paced(steps)["eval_every"], math.ceil(steps * tokens / room)))
     return {"eval_tokens": tokens, "eval_every": every, "save_every": every}
