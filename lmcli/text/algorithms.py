@@ -6,6 +6,7 @@ back the bytes of any Unicode text. Ids: the special tokens, then whatever the a
 
 import json
 import re
+import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -72,11 +73,28 @@ def over_bytes(model: models.Model, *parts: Any) -> HFTokenizer:
     return inner
 
 
+def _train(draft: HFTokenizer, texts: Iterable[str], trainer: trainers.Trainer) -> None:
+    """In another thread, because the library looks for no signal in minutes of work."""
+    failed: list[BaseException] = []
+
+    def train() -> None:
+        try:
+            draft.train_from_iterator(texts, trainer)
+        except BaseException as error:  # its panics are no Exception
+            failed.append(error)
+
+    thread = threading.Thread(target=train, daemon=True)
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
+
+
 def _bpe(texts: Iterable[str], size: int) -> HFTokenizer:
     """Byte-pair encoding (Sennrich et al. 2016)."""
     inner = over_bytes(models.BPE())
     trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=list(SPECIAL), **_TRAINING)
-    inner.train_from_iterator(texts, trainer)
+    _train(inner, texts, trainer)
     return inner
 
 
@@ -93,7 +111,7 @@ def _wordpiece(texts: Iterable[str], size: int) -> HFTokenizer:
     draft = over_bytes(models.WordPiece(unk_token=SPECIAL[0]), *parts)
     every = [*SPECIAL, *(CONTINUED + c for c in ALPHABET)]
     trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=every, **_TRAINING)
-    draft.train_from_iterator(texts, trainer)
+    _train(draft, texts, trainer)
     # Anew, because the bytes inside words were special tokens only for the trainer.
     inner = over_bytes(models.WordPiece(draft.get_vocab(), unk_token=SPECIAL[0]), *parts)
     whole = decoders.Replace(Regex("^" + CONTINUED), "")
@@ -123,7 +141,7 @@ def _unigram(texts: Iterable[str], size: int) -> HFTokenizer:
     trainer = trainers.UnigramTrainer(
         vocab_size=size + 1, special_tokens=list(special), **_TRAINING
     )
-    draft.train_from_iterator(spelled(), trainer)
+    _train(draft, spelled(), trainer)
     learned = dict(json.loads(draft.to_str())["model"]["vocab"])
     # What stays in is the same in every run, not the last digits of the scores, nor the order of
     # bytes that no piece needed, which the library puts 0.0001 apart above the lowest score.

@@ -1,6 +1,7 @@
 """Signals to real processes: what is worth saving is saved, and nothing and nobody stays behind."""
 
 import os
+import random
 import re
 import shutil
 import signal
@@ -244,6 +245,20 @@ def test_what_has_nothing_to_save_ends_promptly(stage, tmp_path, name):
         assert code == 0, said
         ends.append(digest(tmp_path / which))
     assert ends[0] == ends[1] and not [k for k in ends[0] if ".tmp-" in k]
+
+
+def test_ctrl_c_does_not_wait_for_a_library_that_looks_for_no_signal(tmp_path):
+    text, draw = tmp_path / "novel.txt", random.Random(0)
+    text.write_text("".join(chr(draw.randrange(0x4E00, 0x5000)) for _ in range(1_000_000)))
+    line = ["tokenizer", "train", text, "--name", "new", "--algorithm", "unigram"]
+    process = spawn(*line, root=tmp_path / "root")
+    wait(lambda: mapped(process.pid, "tokenizers"), process.pid)
+    time.sleep(3)  # it has read all; learning would take a minute
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert time.monotonic() - began < 2 and process.returncode == 130 and "stopped" in said
+    assert group_is_gone(process.pid) and not list(tmp_path.glob("root/tokenizers/[!.]*"))
 
 
 def test_max_time_stops_in_time(stage, tmp_path):
