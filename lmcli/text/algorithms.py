@@ -7,6 +7,7 @@ back the bytes of any Unicode text. Ids: the special tokens, then whatever the a
 import json
 import re
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as HFTokenizer
 
+from lmcli import console
+from lmcli.config.units import show_duration
 from lmcli.errors import DataError, UsageError
 
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<sep>")
@@ -74,18 +77,27 @@ def over_bytes(model: models.Model, *parts: Any) -> HFTokenizer:
 
 
 def _train(draft: HFTokenizer, texts: Iterable[str], trainer: trainers.Trainer) -> None:
-    """In another thread, because the library looks for no signal in minutes of work."""
+    """In another thread, because the library looks for no signal in minutes of work, and says
+    nothing."""
+    read: list[float] = []
     failed: list[BaseException] = []
+
+    def given() -> Iterator[str]:
+        yield from texts
+        read.append(time.monotonic())
 
     def train() -> None:
         try:
-            draft.train_from_iterator(texts, trainer)
+            draft.train_from_iterator(given(), trainer)
         except BaseException as error:  # its panics are no Exception
             failed.append(error)
 
     thread = threading.Thread(target=train, daemon=True)
     thread.start()
-    thread.join()
+    while thread.is_alive():
+        thread.join(console.EVERY)
+        if read and thread.is_alive():
+            console.say(f"all is read; learning for {show_duration(time.monotonic() - read[0])}")
     if failed:
         raise failed[0]
 
