@@ -61,6 +61,8 @@ def _recipe(result: dict[str, Any]) -> str:
     for key, usual in {"stride": 0, "max_tokens": 0, "num_beams": 1, "temperature": 0}.items():
         if settings.get(key, usual) not in (usual, None):
             parts.append(f"_{key}_{settings[key]:g}")
+    made = ("tokenize", "rouge_tokenizer", "stem", "lowercase")  # there where not the default
+    parts += [f"_{key}_{settings[key]}" for key in made if key in settings]
     if settings.get("pairs", result["counts"]["documents"]) < result["counts"]["documents"]:
         parts.append(f"_pairs_{settings['pairs']}")
     return "".join(parts)

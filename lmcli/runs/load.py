@@ -194,7 +194,8 @@ def evaluate(
     if metrics and reader is not None:
         outputs = decode_pairs(loaded.engine, reader, tokenizer, decoding, max_pairs)
         scores += [score.measure(metric, *outputs, scoring).score() for metric in metrics]
-        how = dataclasses.asdict(decoding) | {"pairs": len(outputs[0])}
+        made = {k: v for k, v in vars(scoring).items() if v != getattr(ScoringConfig(), k)}
+        how = dataclasses.asdict(decoding) | made | {"pairs": len(outputs[0])}
         settings |= {"metrics": "+".join(metrics), "outputs": files.digest(how)[:8], **how}
     return {
         "run": loaded.path.name,

@@ -99,6 +99,10 @@ def test_a_score_of_some_pairs_says_so(cli, root):
     assert n > 3 and f"outputs of 3 of {n:,} pairs, 2 beams" in said.err
     [run] = json.loads(cli("report", "one", "--json").out)["runs"]
     assert "pairs_val_chrf_num_beams_2_pairs_3" in run
+    for tokenize in ("13a", "char"):
+        assert cli("eval", "one", "-m", "bleu", "--tokenize", tokenize).code == 0
+    [run] = json.loads(cli("report", "one", "--json").out)["runs"]
+    assert run["pairs_test_bleu"] != run["pairs_test_bleu_tokenize_char"]
     trained = cli("train", "--data", "pairs", "--name", "new", *SHAPE, "--steps", "2")
     assert "next: lmcli eval new --split val" in trained.err
 
