@@ -143,6 +143,24 @@ def test_precedence_is_flag_environment_file_default(tmp_path, monkeypatch):
         fields.collect(known, {})
 
 
+def test_a_variable_that_no_command_knows_is_named(cli, root, monkeypatch):
+    for name in ("STEPS", "TEMPERATURE", "ARTIFACTS", "MAX_TIME"):
+        monkeypatch.setenv(f"LMCLI_{name}", "10s")
+    assert "environment" not in cli("eval", "x").err
+    monkeypatch.setenv("LMCLI_STEP", "3")
+    warning = "LMCLI_STEP in the environment is no setting of lmcli; did you mean 'steps'?"
+    assert warning in cli("tokenizer", "train", "x", "--name", "x").err
+
+
+def test_device_and_time_may_come_from_the_environment(cli, tiny_copy, monkeypatch):
+    monkeypatch.setenv("LMCLI_DEVICE", "mps")
+    assert cli("sample", "base", "x").code == 69
+    monkeypatch.delenv("LMCLI_DEVICE")
+    monkeypatch.setenv("LMCLI_MAX_TIME", "10")
+    said = cli("train", "--name", "base")
+    assert said.code == 2 and "--max-time': '10' is not" in said.err
+
+
 def test_unknown_config_keys_are_errors():
     with pytest.raises(UsageError, match=r"--stepz is not a setting; did you mean 'steps'"):
         fields.build(TrainingConfig, {"stepz": 1})

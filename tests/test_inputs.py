@@ -13,6 +13,7 @@ import sys
 import pytest
 from conftest import REPOSITORY
 
+from lmcli import console
 from lmcli.config.data import ReadConfig
 from lmcli.errors import DataError, UsageError
 from lmcli.text import readers
@@ -293,6 +294,24 @@ def test_standard_input_under_force_leaves_the_old_one_where_it_fails(cli, tiny_
     failed = cli("tokenizer", "train", "-", "--name", "tok", "--force", input=b"\xff")
     assert failed.code == 65
     assert cli("tokenizer", "info", "tok", "--json").out == before
+
+
+def test_a_name_of_two_columns_is_refused(tmp_path):
+    (tmp_path / "a.csv").write_text("text,id,text\na,1,b\n")
+    with pytest.raises(DataError, match="a.csv:1: two columns are called 'text'"):
+        documents(tmp_path / "a.csv")
+
+
+def test_a_link_to_a_folder_is_left_out_and_said(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "in/a.txt").write_text("a")
+    (tmp_path / "out/b.txt").write_text("b")
+    (tmp_path / "in/more").symlink_to("../out")
+    console._warned.clear()
+    assert documents(tmp_path / "in") == ["a"]
+    assert "in/more: a link to a folder, left out; name what to read" in capsys.readouterr().err
+    assert documents(tmp_path / "in/more") == ["b"]
 
 
 def test_what_a_folder_leaves_out_and_a_json_list_are_said(tmp_path, capsys):

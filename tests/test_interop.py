@@ -263,12 +263,28 @@ def test_an_export_loads_with_the_same_logits(cli, exported, root):
     assert json.loads(again.out) == json.loads((root / "runs/small/config.json").read_text())
 
 
+def test_the_card_of_a_run_on_pairs_has_its_template(cli, base, tmp_path, monkeypatch):
+    shutil.copytree(base, tmp_path / "artifacts")
+    monkeypatch.setenv("LMCLI_ARTIFACTS", str(tmp_path / "artifacts"))
+    monkeypatch.chdir(tmp_path)
+    pairs = [json.dumps({"prompt": f"{i} foxes", "completion": "run"}) for i in range(60)]
+    Path("pairs.jsonl").write_text("\n".join(pairs))
+    build = ["pairs.jsonl", "--pairs", "--tokenizer", "tok", "--name", "pairs"]
+    assert cli("data", "build", *build).code == 0
+    tune = ["--from", "small", "--data", "pairs", "--name", "tuned", "--steps", 2]
+    assert cli("finetune", *tune, "--lora-rank", 2).code == 0
+    assert cli("export", "tuned", "--format", "hf", "--out", "out").code == 0
+    card = Path("out/README.md").read_text()
+    assert 'generate("The quick brown fox<sep>", ' in card and '`"{source}<sep>' in card
+    assert "Data: pairs, id" in card and "Began with the weights of: small, id" in card
+
+
 def test_the_recipe_of_a_card_is_toml():
     from lmcli.interop import card
 
     recipe = {"steps": 3, "adam_eps": 1e-8, "pack": False, "eval_prompt": 'a "fox" \\ 🦊\n狐'}
     facts = {"run": "r", "step": 3, "eos": "<eos>", "data": "d", "checkpoint": "c"}
-    text = card.text([], recipe | {"budget": None}, **facts)
+    text = card.text([], recipe | {"budget": None}, None, **facts)
     assert tomllib.loads(text.partition("```toml\n")[2].partition("```")[0]) == recipe
 
 

@@ -432,6 +432,23 @@ def test_a_try_that_never_saved_gives_up_its_name(cli, tiny_copy):
     assert cli("status", "try", "--field", "step").out == "2\n"
 
 
+def test_weights_that_changed_since_a_run_began_are_named(cli, tiny_copy):
+    line = ["--from", "base", "--name", "child", "--steps", 2]
+    assert train(cli, *line).code == 0
+    assert "other weights" not in train(cli, *line).err
+    assert train(cli, "--name", "base", "--steps", 3, "--force").code == 0
+    again = train(cli, *line)
+    assert again.code == 0 and "base has other weights now than those that child" in again.err
+
+
+def test_a_stop_says_what_goes_on(cli, tiny_copy):
+    line = ["--name", "stopped", "--steps", 100_000, "--max-time", "0.001s"]
+    said = train(cli, *line)
+    assert said.code == 75 and "no step since the start, at step 0" in said.err
+    assert said.err.rstrip().endswith("; the same command continues")
+    assert "; the same command, without --force, continues" in train(cli, *line, "--force").err
+
+
 def test_eval_by_default_is_of_the_data_it_was_trained_on(cli, tiny_copy, prose):
     Path("other.txt").write_text(prose[:20000])
     build = ["data", "build", "other.txt", "--tokenizer", "tok", "--name", "corpus", "--force"]

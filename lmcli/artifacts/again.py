@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lmcli import console
-from lmcli.artifacts import files, layout, lock, manifest
+from lmcli.artifacts import files, inventory, layout, lock, manifest
 from lmcli.artifacts.manifest import Manifest
 from lmcli.errors import MismatchError
 
@@ -18,6 +18,7 @@ def creating(path: Path, root: Path, kind: str, force: bool) -> Iterator[None]:
     `--force` puts an old one in the trash, and back in its place if the new one fails.
     """
     with lock.hold(layout.creation_lock(path), f"{kind} {path.name}"):
+        users = inventory.users(root, path) if force and path.exists() else []
         old = files.to_trash(path, root) if force and path.exists() else None
         try:
             yield
@@ -25,7 +26,8 @@ def creating(path: Path, root: Path, kind: str, force: bool) -> Iterator[None]:
             if old is not None and not path.exists():
                 files.move(old, path)
             elif old is not None:
-                console.say(f"the old {path.name} is in {old}")
+                of = f", which {', '.join(users)} came from," if users else ""
+                (console.warn if users else console.say)(f"the old {path.name}{of} is in {old}")
 
 
 def finished(

@@ -129,6 +129,7 @@ def status(run: Path) -> dict[str, Any]:
         value |= {"state": "interrupted", "reason": "its process is gone", "resumable": True}
     for record in read_log(run, layout.METRICS):
         value |= {key: record[key] for key in LOSSES if key in record}
+        value["logged_step"] = record["step"]
     return value
 
 

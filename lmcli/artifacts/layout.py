@@ -81,7 +81,7 @@ def find(root: Path, reference: str, kind: str | None = None) -> Path:
     valid = _NAME.fullmatch(name) is not None
     found = [place / name for place in places if valid and (place / name).is_dir()]
     if not found:
-        there = sorted(p.name for place in places for p in place.glob("[!.]*") if p.is_dir())
+        there = sorted({p.name for place in places for p in place.glob("[!.]*") if p.is_dir()})
         listing = f"; there are {', '.join(there[:8])}" if there else ""
         listing = suggest(name, there) or listing
         if slash and valid and Path(reference).is_dir():

@@ -13,6 +13,7 @@ from lmcli.config.generation import GenerationConfig, generation
 from lmcli.config.scoring import METRICS, EvaluationConfig, ScoringConfig
 
 NOT_HERE = ("num_return_sequences", "hyp_key", "ref_key", "trials")
+USUAL = {"temperature": 0, "batch_size": 64}
 
 
 @click.command()
@@ -28,7 +29,9 @@ NOT_HERE = ("num_return_sequences", "hyp_key", "ref_key", "trials")
     help="Pairs: score the run's outputs too (repeatable).  [default: the task's own]",
 )
 @options.number("--max-pairs", 0, "Pairs: decode the first N only; 0: all.", low=0)
-@options.settings(EvaluationConfig, GenerationConfig, ScoringConfig, leave_out=NOT_HERE)
+@options.settings(
+    EvaluationConfig, ScoringConfig, GenerationConfig, leave_out=NOT_HERE, usual=USUAL
+)
 @options.checkpoint_options
 @options.common
 def command(
@@ -57,7 +60,7 @@ def command(
     """
     config = pick(EvaluationConfig, given)
     scoring = pick(ScoringConfig, given)
-    decoding = generation(given, {"temperature": 0, "batch_size": 64})
+    decoding = generation(given, USUAL)
     from lmcli.runs.load import evaluate, keep, load
 
     loaded = load(root, run, **at)

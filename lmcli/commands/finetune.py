@@ -20,7 +20,7 @@ USUAL_LORA = {"lr": 1e-3}
 @click.option("--from", "origin", metavar="RUN", required=True, help="Run to begin with.")
 @click.option("--data", metavar="DATASET", help="Pairs or text to learn; a new run needs one.")
 @click.option("--name", metavar="RUN", required=True, help="Name of the new run.")
-@options.settings(TuningConfig, TrainingConfig, file=True)
+@options.settings(TuningConfig, TrainingConfig, file=True, usual=USUAL)
 @click.option("--dropout", type=float, metavar="X", help="Dropout instead of the run's own.")
 @click.option("--merge", is_flag=True, help="Write RUN with its LoRA updates merged, as it is.")
 @how
@@ -48,7 +48,7 @@ def command(
     """
     options.read_template(given)
     if merge:
-        if data or given or dropout is not None or how["max_time"] or how["dry_run"]:
+        if data or given or dropout is not None or how["dry_run"]:
             raise UsageError("--merge trains nothing; leave out the other settings")
         from lmcli.runs.exchange import merge_run
 

@@ -42,7 +42,8 @@ def _state(artifact: inventory.Artifact) -> str:
     try:
         if artifact.manifest and artifact.kind == "run":
             now = inventory.status(artifact.path)
-            return f"{now['state']} at step {now['step']}"
+            step = now.get("logged_step", 0) if now["state"] == "running" else 0
+            return f"{now['state']} at step {max(step, now['step'])}"
     except DataError:
         return "broken"
     return "" if artifact.manifest else "broken"

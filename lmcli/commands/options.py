@@ -3,8 +3,9 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import click
@@ -18,6 +19,7 @@ from lmcli.errors import UsageError
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 QUANTIZED = ("none", "int8", "int4")
+OTHERS = ("artifacts", "max_time", "crash_at", "test_data", "soak_minutes")  # LMCLI_*
 METAVAR = {int: "N", float: "X", str: "TEXT"}
 
 
@@ -51,17 +53,28 @@ def gathered(name: str, keys: Iterable[str], make: Callable[..., Any] = dict) ->
     return decorate
 
 
-def settings(*classes: type, leave_out: tuple[str, ...] = (), file: bool = False) -> Decorator:
+def settings(
+    *classes: type,
+    leave_out: tuple[str, ...] = (),
+    file: bool = False,
+    usual: Mapping[str, Any] = MappingProxyType({}),
+) -> Decorator:
     """A `--flag` for each field; the command gets `given`, what the user set, by precedence.
 
-    With `file`, a `--config` TOML file may set them too. Fields in `leave_out` have no flag.
+    With `file`, a `--config` TOML file may set them too. Fields in `leave_out` have no flag; the
+    command has `usual` defaults of its own.
     """
     known = config_fields(*classes)
-    flags = {name: _flag(name, field) for name, field in known.items() if name not in leave_out}
+    flags = {
+        name: _flag(name, field, usual.get(name, field.default))
+        for name, field in known.items()
+        if name not in leave_out
+    }
     if file:
         flags = {"config_file": config_file_option, **flags}
 
     def collect(config_file: Path | None = None, **values: Any) -> dict[str, Any]:
+        _warn_of_strangers(known)
         given = fields.collect(known, values, config_file)
         console.detail(f"settings that are not defaults: {given}")
         return given
@@ -69,17 +82,33 @@ def settings(*classes: type, leave_out: tuple[str, ...] = (), file: bool = False
     return family(*flags.values(), gathered("given", flags, collect))
 
 
-def _flag(name: str, field: "dataclasses.Field[Any]") -> Decorator:
+def _warn_of_strangers(known: Iterable[str]) -> None:
+    """Of variables that look like settings and are those of no command."""
+    names = {name: name.removeprefix("LMCLI_").lower() for name in os.environ}
+    strange = {n: key for n, key in names.items() if n.startswith("LMCLI_") and key not in known}
+    if strange:
+        from lmcli.config import data, generation, model, scoring, training, tuning
+
+        modules = (data, generation, model, scoring, training, tuning)
+        classes = [c for m in modules for c in vars(m).values() if dataclasses.is_dataclass(c)]
+        every = {*config_fields(*classes), *OTHERS}  # type: ignore[arg-type]
+        for name in sorted(n for n, key in strange.items() if key not in every):
+            close = fields.suggest(strange[name], every)
+            console.warn_once(f"{name} in the environment is no setting of lmcli{close}")
+
+
+def _flag(name: str, field: "dataclasses.Field[Any]", default: Any) -> Decorator:
     """The flag of a field; not given means None, so that precedence can be applied."""
-    text, default, kind = field.metadata["help"], field.default, fields.kind(field)
+    text, choices, kind = field.metadata["help"], field.metadata["choices"], fields.kind(field)
     if default is not None and default != "":
         text += f"  [default: {str(default).lower() if kind is bool else default}]"
-    if field.metadata["choices"]:
-        text += f"  ({', '.join(field.metadata['choices'])})"
+    if choices:
+        text += f"  ({', '.join(choices)})"
     flag = fields.flag(name)
     if kind is bool:
         return click.option(f"{flag}/{fields.flag('no_' + name)}", name, default=None, help=text)
-    return click.option(flag, name, metavar=METAVAR[kind], help=text)
+    complete: Any = lambda ctx, param, word: [c for c in choices if c.startswith(word)]  # noqa: E731
+    return click.option(flag, name, metavar=METAVAR[kind], help=text, shell_complete=complete)
 
 
 def text(value: str) -> str:
@@ -172,11 +201,13 @@ force_option = click.option(
 )
 
 
-def choice(name: str, help: str, choices: Sequence[str], default: str = "") -> Decorator:
-    """One of some words, the first where it is not given."""
-    kind = click.Choice(choices)
+def choice(
+    name: str, help: str, choices: Sequence[str], default: str = "", variable: str | None = None
+) -> Decorator:
+    """One of some words, the first where neither it nor an environment variable is given."""
+    kind, default = click.Choice(choices), default or choices[0]
     return click.option(
-        name, type=kind, default=default or choices[0], show_default=True, help=help
+        name, type=kind, default=default, show_default=True, help=help, envvar=variable
     )
 
 
@@ -190,8 +221,8 @@ checkpoint_option = click.option(
 # Which checkpoint and what to compute on: `at`, keyword arguments of `runs.load`.
 checkpoint_options = family(
     checkpoint_option,
-    choice("--device", "Device.", DEVICES),
-    choice("--dtype", "Compute precision.", DTYPES),
+    choice("--device", "Device.", DEVICES, variable="LMCLI_DEVICE"),
+    choice("--dtype", "Compute precision.", DTYPES, variable="LMCLI_DTYPE"),
     choice("--quantize", "Weights in 8 or 4 bits, the rest in bfloat16.", QUANTIZED),
     click.option(
         "--compile", is_flag=True, help="Compile the blocks first: a minute, for long jobs."

@@ -99,8 +99,12 @@ def _ask(
     done = loaded.complete(prompts, GenerationConfig(max_new_tokens=100))
     looks = []
     for text in texts:
-        found = loaded.attention(text)
-        look = {"text": text, "next": loaded.next_tokens(text, NEXT), "words": found.words}
-        look |= {"source": found.source, "weights": found.chosen(None, None).tolist()}
-        looks.append(look | {"note": found.note})
+        look: dict[str, Any] = {"text": text, "next": loaded.next_tokens(text, NEXT)}
+        try:
+            found = loaded.attention(text)
+            look |= {"words": found.words, "source": found.source, "note": found.note}
+            look["weights"] = found.chosen(None, None).tolist()
+        except UsageError as error:  # no reason to have no page
+            look |= {"words": [], "source": [], "weights": [], "note": str(error)}
+        looks.append(look)
     return [(prompt, first) for prompt, [first] in zip(prompts, done, strict=True)], looks

@@ -29,7 +29,7 @@ def command(artifacts: tuple[str, ...], empty_trash: bool, root: Path, as_json: 
     if not artifacts and not empty_trash:
         raise UsageError("name an artifact to remove, or --empty-trash")
     moved = []
-    for reference in artifacts:
+    for reference in dict.fromkeys(artifacts):
         path = layout.find(root, reference)
         if layout.is_path(reference):
             path = path.resolve()

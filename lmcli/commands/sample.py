@@ -264,7 +264,7 @@ def _grid(
         name = name.replace("-", "_")
         if not equals or name not in known:
             raise UsageError(f"--grid {axis}: not NAME=A,B of a setting{suggest(name, known)}")
-        axes[name] = values.split(",")
+        axes.setdefault(name, []).extend(values.split(","))
     chosen = [dict(zip(axes, row, strict=True)) for row in itertools.product(*axes.values())]
     return [(row, generation({**given, **row}, {})) for row in chosen]
 
@@ -285,6 +285,9 @@ def _answer_grid(
                     continue
                 text = _plain(_echoed(prompt, sampler.readable(done.ids), how), True)
                 per_token = done.logprob / max(1, len(done.logprobs))
-                rows.append([*setting.values(), len(done.ids), f"{per_token:.3f}", text])
+                which = [_plain(prompt.text, True)] if len(prompts) > 1 else []
+                rows.append([*setting.values(), *which, len(done.ids), f"{per_token:.3f}", text])
     if rows:
-        console.answer(console.table(rows, [*points[0][0], "tokens", "logprob/token", "text"]))
+        which = ["prompt"] if len(prompts) > 1 else []
+        header = [*points[0][0], *which, "tokens", "logprob/token", "text"]
+        console.answer(console.table(rows, header))

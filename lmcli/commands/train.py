@@ -13,7 +13,7 @@ from lmcli.commands import options
 from lmcli.config.model import ModelConfig
 from lmcli.config.training import Asked, StartConfig, TrainingConfig
 from lmcli.config.tuning import TaskConfig
-from lmcli.errors import LockedError
+from lmcli.errors import Interrupted, LockedError
 from lmcli.signals import StopRequest
 
 # The options of `run_training`: the last ones of a command that trains.
@@ -21,6 +21,7 @@ how = options.family(
     click.option(
         "--max-time",
         type=options.time,
+        envvar="LMCLI_MAX_TIME",
         help="Save and stop (exit code 75) before 3h55m, say, are over.",
     ),
     options.allow_code_execution,
@@ -88,7 +89,11 @@ def run_training(
         from lmcli.runs.start import train
 
         asked = replace(asked, profile=profile, allow_code_execution=allow_code_execution)
-        status = train(root, name, asked, stop, dry_run, force)
+        try:
+            status = train(root, name, asked, stop, dry_run, force)
+        except Interrupted as error:
+            how = "the same command, without --force," if force else "the same command"
+            raise Interrupted(f"{error}; {how} continues") from None
     if dry_run or as_json:
         console.answer(json.dumps(status, indent=2 if dry_run else None))
     else:

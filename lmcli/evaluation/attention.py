@@ -60,6 +60,8 @@ def cross_attention(
 
     What stands before and after the source counts as its <start> and <end>.
     """
+    if not target:
+        raise UsageError("the model writes nothing here; give a target")
     before, after = len(template.before), len(template.after) + 1  # and <eos>
     words, looks, rows = _by_words(tokenizer, target, engine.context_length - 1)
     columns, ids, groups = _by_words(tokenizer, source, engine.context_length - before - after)

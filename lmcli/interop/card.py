@@ -20,13 +20,14 @@ A language model exported at step {step} by lmcli {version}. License: not chosen
 from transformers import pipeline
 
 generate = pipeline("text-generation", model=".")
-print(generate("The quick brown fox", do_sample=True, max_new_tokens=50)[0]["generated_text"])
+print(generate({prompt}, do_sample=True, max_new_tokens=50)[0]["generated_text"])
 ```
 
-Documents follow one `{eos}` in training, so the model expects one before a prompt. The tokenizer
-puts it there by itself (`add_special_tokens`, on by default); `max_length` counts it as a token.
+{pairs}Documents follow one `{eos}` in training, so the model expects one before a prompt. The
+tokenizer puts it there by itself (`add_special_tokens`, on by default); `max_length` counts it as a
+token.
 
-Data: {data}. Checkpoint: `{checkpoint}`.
+{data}. Checkpoint: `{checkpoint}`.
 
 ## Scores
 
@@ -34,7 +35,8 @@ Data: {data}. Checkpoint: `{checkpoint}`.
 
 ## Recipe
 
-For `lmcli train --config`:
+Model and training, as in the run's config.json. Where the weights began at random, it is what
+`lmcli train --config` takes.
 
 ```toml
 {recipe}
@@ -42,8 +44,18 @@ For `lmcli train --config`:
 """
 
 
-def text(evals: Sequence[dict[str, Any]], recipe: dict[str, Any], **facts: Any) -> str:
-    """`evals` are results of the exported checkpoint; `facts` fill in the rest of the card."""
+PAIRS = """It learned pairs: a prompt is a source within the template `{}`, and what it writes is
+the target.
+
+"""
+
+
+def text(
+    evals: Sequence[dict[str, Any]], recipe: dict[str, Any], template: str | None, **facts: Any
+) -> str:
+    """`evals` are results of the exported checkpoint, of a run whose pairs were read through a
+    `template`; `facts` fill in the rest of the card."""
+    prompt = (template or "{source}").removesuffix("\n").removesuffix("{target}")
     table = ["| score | value | data | how |", "| --- | --- | --- | --- |"]
     for result in evals:
         data = f"{result['dataset']['name']}/{result['dataset']['split']}"
@@ -52,6 +64,8 @@ def text(evals: Sequence[dict[str, Any]], recipe: dict[str, Any], **facts: Any) 
             table.append(f"| {name} | {value:.6g} | {data} | `{how}` |")
     return CARD.format(
         version=__version__,
+        prompt=json.dumps(prompt.replace("{source}", "The quick brown fox"), ensure_ascii=False),
+        pairs=PAIRS.format(json.dumps(template, ensure_ascii=False)) if template else "",
         scores="\n".join(table) if evals else "None yet.",
         recipe="\n".join(
             f"{k} = {json.dumps(v, ensure_ascii=False)}" for k, v in recipe.items() if v is not None

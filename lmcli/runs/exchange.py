@@ -83,13 +83,14 @@ def export_model(root: Path, reference: str, which: str | None, out: Path) -> di
     folders, state, id_ = config.chosen(run, which)
     tokenizer = Tokenizer.load(run / layout.TOKENIZER)
     made = {"run": run.name, "step": state.step, "checkpoint": id_}
-    source = config.data or config.origin
-    data, eos = f"{source['name']}, id `{source['id']}`", tokenizer.token(tokenizer.eos_id)
+    sources = {"Data": config.data, "Began with the weights of": config.origin}
+    data = ". ".join(f"{k}: {v['name']}, id `{v['id']}`" for k, v in sources.items() if v)
+    eos, template = tokenizer.token(tokenizer.eos_id), config.tuning.template
     evals = [result for result in inventory.evals(run) if result["checkpoint"]["id"] == id_]
     recipe = dataclasses.asdict(config.model)
     if config.data:
         recipe |= dataclasses.asdict(config.now(run))
-    text = card.text(evals, recipe, eos=eos, data=data, **made)
+    text = card.text(evals, recipe, template, eos=eos, data=data, **made)
     with (
         lock.hold(layout.creation_lock(out), f"folder {out}", keep=False),
         files.staged_directory(out) as staged,

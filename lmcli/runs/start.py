@@ -4,6 +4,7 @@ another, and a run that goes on.
 The Trainer cannot tell them apart: given weights are a checkpoint of step 0.
 """
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -24,7 +25,7 @@ from lmcli.config.units import parse_duration, show_count
 from lmcli.dataset.batches import Ahead
 from lmcli.dataset.buckets import Pairs
 from lmcli.dataset.store import Dataset
-from lmcli.errors import MismatchError, RefusedError, UsageError
+from lmcli.errors import LmcliError, MismatchError, RefusedError, UsageError
 from lmcli.evaluation.evaluate import SplitScorer, decode_pairs
 from lmcli.evaluation.programs import verdicts_on
 from lmcli.inference.engine import Engine
@@ -241,6 +242,14 @@ def open_trainer(root: Path, run: Path, asked: Asked) -> Trainer | None:
     step = state.step
     current = stored.now(run)
     change = changes(stored, current, asked)
+    if asked.origin is not None:
+        with contextlib.suppress(LmcliError):  # it may be gone, or not done yet
+            origin = layout.find(root, asked.origin, "run")
+            if RunConfig.read(origin).chosen(origin, None)[2] != stored.origin["id"]:
+                console.warn(
+                    f"{asked.origin} has other weights now than those that {run.name} began with; "
+                    "--force begins anew"
+                )
     planned = events.stopped_early(run, original.steps)
     if planned is not None and change.get("steps") == planned:
         del change["steps"]  # the same command again

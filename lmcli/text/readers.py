@@ -160,6 +160,8 @@ class Reader:
                 return
             if not header and named:
                 header = row
+                if twice := [column for column in header if header.count(column) > 1]:
+                    raise DataError(f"{name}:{first}: two columns are called {twice[0]!r}")
                 continue
             header = header or [str(i + 1) for i in range(len(row))]
             if row and len(row) == len(header):

@@ -98,6 +98,8 @@ def _walk(folder: Path, exclude: Sequence[str]) -> Iterator[Path]:
 
     for base, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = wanted(folders)
+        for path in filter(Path.is_symlink, (Path(base, name) for name in folders)):
+            console.warn_once(f"{path}: a link to a folder, left out; name what to read there")
         yield from (Path(base, name) for name in wanted(names))
 
 

@@ -165,10 +165,10 @@ class Trainer:
                 if stop.requested:
                     if self.state.step > saved:
                         self._save()
-                    raise Interrupted(
-                        f"{stop.requested}: saved at step {self.state.step} of "
-                        f"{self.config.steps}; the same command continues"
-                    )
+                    at = f"saved at step {self.state.step} of {self.config.steps}"
+                    if not clock.steps:
+                        at = f"no step since the start, at step {self.state.step}"
+                    raise Interrupted(f"{stop.requested}: {at}")
                 files.crash_point()
                 began = time.monotonic()
                 step, tokens = self.state.step + 1, self.state.tokens

@@ -39,6 +39,15 @@ def test_ls_lists_every_kind_and_its_state(cli, tiny_copy):
     )
 
 
+def test_what_a_run_is_at_while_it_runs_is_what_it_logged(cli, tiny_copy):
+    change_status(tiny_copy, state="running", step=5, exit=None, resumable=True)
+    with lock.hold(tiny_copy / "runs/base/LOCK", "a test"):
+        assert cli("ls").out.splitlines()[3].endswith("running at step 20")
+    assert cli("ls").out.splitlines()[3].endswith("interrupted at step 5")
+    status = json.loads(cli("status", "base", "--json").out)
+    assert (status["step"], status["logged_step"]) == (5, 20)
+
+
 def test_ls_goes_on_where_an_artifact_is_broken(cli, tiny_copy):
     (tiny_copy / "tokenizers/tok/manifest.json").write_text("{")
     (tiny_copy / "runs/base/status.json").write_text("{")
@@ -128,6 +137,17 @@ def test_verify_names_all_problems_at_once(cli, tiny_copy):
         path.write_bytes(path.read_bytes()[:-1])
     problems = json.loads(cli("verify", "corpus", "--json").out)["problems"]
     assert [Path(p.split(":")[0]).name for p in problems] == ["train.bin", "val.idx"]
+
+
+def test_what_came_from_an_artifact_that_force_replaces_is_named(cli, tiny_copy, tmp_path):
+    (tmp_path / "other.txt").write_text("other text\n" * 99)
+    build = ["data", "build", tmp_path / "other.txt", "--tokenizer", "tok", "--name", "corpus"]
+    said = cli(*build, "--force", "-q")
+    assert said.code == 0 and "the old corpus, which runs/base came from, is in" in said.err
+    again = cli(*build, "--force", "-q")
+    assert again.code == 0 and again.err == ""
+    both = cli("rm", "corpus", "corpus")
+    assert both.code == 0 and "no dataset" not in both.err
 
 
 def test_rm_keeps_parents_in_use_and_moves_the_rest_to_the_trash(cli, tiny_copy):

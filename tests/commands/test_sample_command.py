@@ -176,8 +176,11 @@ def test_several_completions_of_each_prompt_in_order(cli, tiny_copy):
 def test_a_grid_is_a_row_for_each_combination(cli, tiny_copy):
     grid = ("--grid", "temperature=0,1", "--grid", "top_p=0.5,1", "--max-new-tokens", "6")
     table = cli("sample", "base", "The", "A", *grid).out.splitlines()
-    assert table[0].split() == ["temperature", "top_p", "tokens", "logprob/token", "text"]
-    assert len(table) == 1 + 4 * 2
+    header = ["temperature", "top_p", "prompt", "tokens", "logprob/token", "text"]
+    assert table[0].split() == header and len(table) == 1 + 4 * 2
+    assert [line.split()[2] for line in table[1:]] == ["The", "A"] * 4
+    again = cli("sample", "base", "The", "--grid", "top_k=1", "--grid", "top-k=2").out.splitlines()
+    assert again[0].split() == ["top_k", *header[3:]] and len(again) == 3
     found = records(cli("sample", "base", "The", *grid, "--json"))
     wanted = [{"temperature": t, "top_p": p} for t in ("0", "1") for p in ("0.5", "1")]
     assert [r["settings"] for r in found] == wanted
