@@ -43,8 +43,6 @@ from lmcli.training.precision import Working
 from lmcli.training.step import gradients
 from lmcli.training.trainer import Evaluate, Trainer, write_status
 
-BUDGET_RATIO = 2.0  # tokens per parameter that a run by the clock should see
-
 
 def measure(root: Path, asked: Asked) -> tuple[float, int]:
     """Seconds and tokens of a training step here, by a few steps that are thrown away: twelve, or
@@ -76,9 +74,9 @@ def measure(root: Path, asked: Asked) -> tuple[float, int]:
 def fit_budget(root: Path, asked: Asked) -> Asked:
     """With steps, and a size where no shape is given, that a new run's `budget` allows here.
 
-    Of the sizes that can see `ratio` (or `BUDGET_RATIO`) tokens per parameter in time the largest
-    is taken (docs/recipes.md), each measured by a few steps; batch and warm-up are those of the
-    tokens that will be seen.
+    Of the sizes that can see `ratio` tokens per parameter in time (or k - 1, at most 20), the
+    largest is taken (docs/recipes.md), each measured by a few steps; batch and warm-up are those
+    of the tokens that will be seen.
     """
     given = asked.given
     if given.get("budget") is None or asked.data is None:
@@ -90,24 +88,28 @@ def fit_budget(root: Path, asked: Asked) -> Asked:
     own = asked.preset or asked.origin or given.keys() & SIZES
     by_size = "size" in given or not own
     free = by_size and "size" not in given
-    wanted = given.get("ratio") or BUDGET_RATIO
-    size, ratio, found = given.get("size") or 8 * N_BLOCK, RATIO, None
+    k, size, ratio, found = 2, given.get("size") or 8 * N_BLOCK, RATIO, None
+
+    def wanted(k: int) -> float:
+        return given.get("ratio") or min(RATIO, k - 1.0)
+
     for _ in range(12):
         sized = given | {"size": size, "ratio": ratio} if by_size else given
         rate, tokens = measure(root, dataclasses.replace(asked, given=sized))
         steps = max(1, int(0.95 * seconds / rate))
         before, ratio = ratio, steps * tokens / size
-        if free and found and found[3]["size"] < size and ratio < wanted:
+        if free and found and found[3]["size"] < size and ratio < wanted(k):
             break  # the size before is the largest
         found = rate, tokens, steps, sized
         if by_size and not 0.5 < ratio / before < 2:
             continue  # with the batch of as many tokens
         if not free:
             break
-        k = round((size / N_BLOCK) ** (1 / 3))
+        smaller, k = k, k + 1
         # The parameters go with k^3, the time of a token at most.
-        larger = max(k + 1, int(k * (ratio / wanted) ** (1 / 6)))
-        size, ratio = N_BLOCK * larger**3, max(wanted, ratio * (k / larger) ** 6)
+        while ratio * (smaller / (k + 1)) ** 6 >= wanted(k + 1):
+            k += 1
+        size, ratio = N_BLOCK * k**3, max(wanted(k), ratio * (smaller / k) ** 6)
     assert found is not None
     rate, tokens, steps, sized = found
     console.say(f"a step takes {rate:.2f} s here: about {steps:,} steps in {given['budget']}")
