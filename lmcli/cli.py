@@ -3,6 +3,7 @@
 Nothing here, and nothing a `--help` needs, imports torch, numpy or rich.
 """
 
+import atexit
 import io
 import os
 import sys
@@ -134,4 +135,9 @@ def run() -> None:
     """The console script."""
     if "_LMCLI_COMPLETE" in os.environ:
         cli.main(prog_name="lmcli")  # click's completion for shells, which ends here
-    sys.exit(main())
+    code = main()
+    if code == 130:  # a library's thread that runs Python would abort the process at a usual exit
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -156,7 +156,8 @@ def test_quickstart_on_own_text_and_again(sh, tiny_copy):
     text = REPOSITORY / "data" / "en.txt"
     sh(f"cat {text} {text} {text} {text} > mine.txt")
     first = sh("lmcli quickstart mine.txt --budget 10s --quiet")
-    again = sh("lmcli quickstart mine.txt --budget 10s --json")
+    again = sh("lmcli quickstart mine.txt --budget 60s --json")
+    assert "was planned the first time; --force plans anew" in again.stderr
     assert "is finished" in again.stderr and "there already" in again.stderr
     for step in ("tokenizer train", "data build", "train", "sample", "eval"):
         assert f"$ lmcli {step}" in again.stderr

@@ -146,9 +146,10 @@ def test_precedence_is_flag_environment_file_default(tmp_path, monkeypatch):
 def test_a_variable_that_no_command_knows_is_named(cli, root, monkeypatch):
     for name in ("STEPS", "TEMPERATURE", "ARTIFACTS", "MAX_TIME"):
         monkeypatch.setenv(f"LMCLI_{name}", "10s")
-    assert "environment" not in cli("eval", "x").err
+    assert "in the environment" not in cli("eval", "x").err
     monkeypatch.setenv("LMCLI_STEP", "3")
-    warning = "LMCLI_STEP in the environment is no setting of lmcli; did you mean 'steps'?"
+    monkeypatch.setenv("LMCLI_TREE", "3")
+    warning = "in the environment: LMCLI_STEP, LMCLI_TREE; did you mean 'steps'?"
     assert warning in cli("tokenizer", "train", "x", "--name", "x").err
 
 
@@ -156,6 +157,8 @@ def test_device_and_time_may_come_from_the_environment(cli, tiny_copy, monkeypat
     monkeypatch.setenv("LMCLI_DEVICE", "mps")
     assert cli("sample", "base", "x").code == 69
     monkeypatch.delenv("LMCLI_DEVICE")
+    monkeypatch.setenv("LMCLI_DTYPE", "float64")
+    assert "--dtype" in cli("sample", "base", "x").err
     monkeypatch.setenv("LMCLI_MAX_TIME", "10")
     said = cli("train", "--name", "base")
     assert said.code == 2 and "--max-time': '10' is not" in said.err

@@ -300,6 +300,7 @@ def test_a_name_of_two_columns_is_refused(tmp_path):
     (tmp_path / "a.csv").write_text("text,id,text\na,1,b\n")
     with pytest.raises(DataError, match="a.csv:1: two columns are called 'text'"):
         documents(tmp_path / "a.csv")
+    assert documents(tmp_path / "a.csv", text_key="id") == ["1"]
 
 
 def test_a_link_to_a_folder_is_left_out_and_said(tmp_path, capsys):

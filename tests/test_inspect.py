@@ -6,8 +6,10 @@ import math
 import numpy as np
 import pytest
 
-from lmcli.evaluation.attention import word_attention
+from lmcli.errors import UsageError
+from lmcli.evaluation.attention import cross_attention, word_attention
 from lmcli.runs.load import load
+from lmcli.text.tasks import Template
 
 FOX = "The quick fox and the dog"
 
@@ -102,3 +104,8 @@ def test_parameters_add_up(cli, tiny):
     assert "decoder.blocks.*.attn.q_proj.weight" in table and "2 times" in table
     assert cli("inspect", "model").code == 2
     assert cli("inspect", "model", "base", "--preset", "nano").code == 2
+
+
+def test_a_model_that_writes_nothing_is_what_is_named(tiny):
+    with pytest.raises(UsageError, match="writes nothing here; give a target"):
+        cross_attention(None, None, "a fox", "", Template((), ()))

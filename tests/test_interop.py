@@ -271,11 +271,12 @@ def test_the_card_of_a_run_on_pairs_has_its_template(cli, base, tmp_path, monkey
     Path("pairs.jsonl").write_text("\n".join(pairs))
     build = ["pairs.jsonl", "--pairs", "--tokenizer", "tok", "--name", "pairs"]
     assert cli("data", "build", *build).code == 0
-    tune = ["--from", "small", "--data", "pairs", "--name", "tuned", "--steps", 2]
+    tune = ["--from", "small", "--data", "pairs", "--name", "tuned", "--budget", "1s"]
     assert cli("finetune", *tune, "--lora-rank", 2).code == 0
     assert cli("export", "tuned", "--format", "hf", "--out", "out").code == 0
     card = Path("out/README.md").read_text()
     assert 'generate("The quick brown fox<sep>", ' in card and '`"{source}<sep>' in card
+    assert "budget" not in card and "steps = " in card  # which are known now
     assert "Data: pairs, id" in card and "Began with the weights of: small, id" in card
 
 

@@ -13,7 +13,7 @@ from conftest import TINY
 from lmcli.artifacts import layout
 from lmcli.config.model import ModelConfig
 from lmcli.config.training import Asked, TrainingConfig
-from lmcli.errors import UsageError
+from lmcli.errors import DataError, UsageError
 from lmcli.model.presets import N_BLOCK, sized
 from lmcli.runs import config as runs_config
 from lmcli.runs.config import RunConfig, parameters, pays_to_compile, plan
@@ -60,9 +60,9 @@ def test_a_budget_chooses_the_size_whatever_else_is_set(tiny_copy, monkeypatch, 
     from lmcli.config.training import Asked
     from lmcli.runs import start
 
-    monkeypatch.setattr(start, "measure", lambda root, asked: (0.05, 4096))
+    monkeypatch.setattr(start, "measure", lambda *_: (0.05, 4096))
     fit = {
-        n: start.fit_budget(tiny_copy, Asked(data="corpus", given={"budget": "10min"} | g))
+        n: start.fit_budget(tiny_copy, Asked(data="corpus", given={"budget": "10min"} | g), None)
         for n, g in (
             ("own", given),
             ("shape", given | {"n_layers": 2}),
@@ -82,18 +82,44 @@ def test_a_budget_takes_the_largest_size_that_sees_enough_tokens(
     from lmcli.config.training import Asked
     from lmcli.runs import start
 
-    def measure(root, asked):
+    def measure(root, asked, stop):
         model, training = sized(asked.given["size"], asked.given["ratio"])
         tokens = training["batch_size"] * model.context_length
         return tokens * 2e-5 * (model.n_layers / 2) ** 2.3, tokens
 
     monkeypatch.setattr(start, "measure", measure)
-    fit = start.fit_budget(tiny_copy, Asked(data="corpus", given={"budget": f"{seconds}s"})).given
+    asked = Asked(data="corpus", given={"budget": f"{seconds}s"})
+    fit = start.fit_budget(tiny_copy, asked, None).given
     seen = [0.95 * seconds / (2e-5 * (n / 2) ** 2.3) / (N_BLOCK * n**3) for n in (k, k + 1)]
     assert fit["size"] == N_BLOCK * k**3 and seen[1] < k and (seen[0] > k - 1 or k == 2)
     tokens = 0.95 * seconds / (2e-5 * (k / 2) ** 2.3)
     batch = sized(fit["size"], fit["ratio"])[1]["batch_size"] * 256
     assert 0.9 * tokens**0.5 < batch < 4.5 * tokens**0.5 and 0.9 * tokens < fit["steps"] * batch
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("out of memory"), DataError("few")])
+def test_a_size_that_does_not_fit_is_no_reason_to_stop(tiny_copy, monkeypatch, error):
+    from lmcli.config.training import Asked
+    from lmcli.runs import start
+
+    def measure(root, asked, stop):
+        if asked.given["size"] > N_BLOCK * largest**3:
+            raise error
+        return 0.05, 4096
+
+    monkeypatch.setattr(start, "measure", measure)
+    asked, largest = Asked(data="corpus", given={"budget": "10min"}), 3
+    assert start.fit_budget(tiny_copy, asked, None).given["size"] == N_BLOCK * 27
+    largest = 1
+    with pytest.raises(type(error)):
+        start.fit_budget(tiny_copy, asked, None)
+
+
+def test_a_stop_while_a_budget_is_planned_is_heard(cli, tiny_copy):
+    line = ["--name", "x", "--budget", "10min", "--max-time", "0.001s", "--context-length", "32"]
+    said = train(cli, *line)
+    assert said.code == 75 and "before the first step" in said.err
+    assert not (tiny_copy / "runs/x").exists()
 
 
 def test_what_a_setting_raises_or_replaces_is_no_change(cli, tiny_copy):
@@ -112,7 +138,7 @@ def test_what_a_setting_raises_or_replaces_is_no_change(cli, tiny_copy):
 def test_time_since_the_last_line_of_the_log_counts(cli, tiny_copy):
     line = [*TINY, "--name", "late", "--steps", "1000000", "--eval-every", "0", "--save-every", "0"]
     assert train(cli, *line, "--log-every", "1000000", "--max-time", "2s").code == 75
-    assert log(tiny_copy, "late")[-1]["seconds"] > 1
+    assert log(tiny_copy, "late")[-1]["seconds"] > 0
 
 
 def test_size_on_the_command_line(cli, tiny_copy):
@@ -426,7 +452,7 @@ def test_what_a_run_decided_is_no_reason_to_refuse_its_own_command(cli, tiny_cop
     longer = cli("train", "--name", "own", "--steps", "6")
     assert longer.code == 0 and "may differ" not in longer.err
     both = train(cli, *TINY, "--name", "x", "--budget", "5s", "--steps", "3")
-    assert both.code == 2 and "leave out one" in both.err
+    assert both.code == 2 and "leave out --steps" in both.err
     assert train(cli, *TINY, "--name", "x", "--budget", "0s").code == 2
     assert train(cli, *TINY, "--name", "x", "--budget", "9" * 400 + "s").code == 2
     assert train(cli, *TINY, "--name", "timed", "--budget", "2s", "--eval-every", "0").code == 0

@@ -113,6 +113,13 @@ def test_the_suffix_says_what_is_written_and_json_where(cli, tiny_copy, tmp_path
     assert cli("report", "base", "--out", "-", "--format", "csv").out.startswith("run,state,")
 
 
+def test_a_text_that_cannot_be_looked_into_is_a_note_on_the_page(cli, tiny_copy, tmp_path):
+    out = tmp_path / "runs.html"
+    assert cli("report", "base", "--out", out, "--look", "fox " * 99, "--look", "a").code == 0
+    page = out.read_text()
+    assert page.count("this model reads 31") == 1 and page.count('<table class="heat">') == 1
+
+
 def test_two_runs_of_one_name_each_show_their_own_looks(cli, tiny_copy, tmp_path):
     shutil.copytree(tiny_copy / "runs/base", tmp_path / "base")
     flags = ["--data", "corpus", "--force", "--steps", "10", "--n-layers", "1"]

@@ -18,7 +18,6 @@ def creating(path: Path, root: Path, kind: str, force: bool) -> Iterator[None]:
     `--force` puts an old one in the trash, and back in its place if the new one fails.
     """
     with lock.hold(layout.creation_lock(path), f"{kind} {path.name}"):
-        users = inventory.users(root, path) if force and path.exists() else []
         old = files.to_trash(path, root) if force and path.exists() else None
         try:
             yield
@@ -26,6 +25,7 @@ def creating(path: Path, root: Path, kind: str, force: bool) -> Iterator[None]:
             if old is not None and not path.exists():
                 files.move(old, path)
             elif old is not None:
+                users = inventory.users(root, old)
                 of = f", which {', '.join(users)} came from," if users else ""
                 (console.warn if users else console.say)(f"the old {path.name}{of} is in {old}")
 

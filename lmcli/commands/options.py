@@ -92,9 +92,11 @@ def _warn_of_strangers(known: Iterable[str]) -> None:
         modules = (data, generation, model, scoring, training, tuning)
         classes = [c for m in modules for c in vars(m).values() if dataclasses.is_dataclass(c)]
         every = {*config_fields(*classes), *OTHERS}  # type: ignore[arg-type]
-        for name in sorted(n for n, key in strange.items() if key not in every):
-            close = fields.suggest(strange[name], every)
-            console.warn_once(f"{name} in the environment is no setting of lmcli{close}")
+        if unknown := sorted(n for n, key in strange.items() if key not in every):
+            close = fields.suggest(strange[unknown[0]], every)
+            console.warn_once(
+                f"no setting of lmcli, in the environment: {', '.join(unknown)}{close}"
+            )
 
 
 def _flag(name: str, field: "dataclasses.Field[Any]", default: Any) -> Decorator:

@@ -34,7 +34,7 @@ PANGRAM = "The quick brown fox jumps over the lazy dog"
 # What the standard library has that is not prose or code to learn from.
 EXCLUDE = ("test", "tests", "idle_test", "site-packages", "dist-packages", "encodings")
 # Of the budget, on the clock; what comes before and after takes the rest.
-TRAINING_SHARE, SUMMARIES_SHARE = 0.66, 0.1
+TRAINING_SHARE, SUMMARIES_SHARE = 0.68, 0.1
 SUMMARIES = {"task": "summarization", "batch_tokens": 2048}
 SUMMARIES |= {"optimizer": "muon", "lr": 0.005, "schedule": "linear"}
 FUNCTION = """def total(numbers):
@@ -114,6 +114,8 @@ class _Shell:
         """A command that trains a run of the dataset of its name; one that is there goes on."""
         settings |= {"budget": f"{max(1, round(seconds))}s"}
         begun = not self.force and (self.root / layout.FOLDERS["run"] / name).exists()
+        if begun:
+            console.say(f"\n{name} was planned the first time; --force plans anew")
         self.make(*words, data=name, name=name, **({} if begun else settings))
 
 
@@ -135,8 +137,11 @@ def _pipeline(
     try:
         shell.make("tokenizer", "train", *inputs, name=name, **vocab)
         shell.make("data", "build", *inputs, tokenizer=name, name=name)
-        shell.train("train", name=name, seconds=TRAINING_SHARE * seconds)
+        left = TRAINING_SHARE * seconds - (time.monotonic() - began)
+        shell.train("train", name=name, seconds=max(0.2 * seconds, left))
     except DataError as error:  # its advice names flags that are not here
+        if not new:
+            raise
         for path in filter(Path.exists, new):  # the name is free for another try
             files.to_trash(path, root)
         advice = "give quickstart other text, or more"

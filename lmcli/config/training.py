@@ -43,8 +43,8 @@ class TrainingConfig:
     batch_size: int = option(16, "sequences per step", low=1, high=2**20)
     batch_tokens: int = option(
         0,
-        "pairs: tokens per step of the longer side with its padding  [default: 4096; "
-        "with --batch-size 0, which is that many pairs]",
+        "pairs: tokens per step of the longer side with its padding; 0: 4096, or batch_size pairs "
+        "where that is given",
         high=2**26,
     )
     pack: bool = option(False, "pairs: several in one row, kept apart (decoder-only)")

@@ -89,9 +89,10 @@ def page(records: Sequence[RunRecord], asked: Sequence[Asked]) -> str:
         for look in looks:
             parts.append(f"<p>After <q>{escape(look['text'])}</q> it expects</p>")
             parts.append(figures.bars([(n["token"], n["probability"]) for n in look["next"]]))
-            parts.append("<p>and looked at (percent, mean over layers and heads)</p>")
-            heat = figures.heat_map(look["words"], look["source"], look["weights"])
-            parts.append(f'<div class="wide">{heat}</div>')
+            if look["words"]:
+                parts.append("<p>and looked at (percent, mean over layers and heads)</p>")
+                heat = figures.heat_map(look["words"], look["source"], look["weights"])
+                parts.append(f'<div class="wide">{heat}</div>')
             parts.append(f'<p class="note">{escape(look["note"])}</p>')
         for result in record.evals:
             data = result["dataset"]

@@ -89,7 +89,7 @@ def export_model(root: Path, reference: str, which: str | None, out: Path) -> di
     evals = [result for result in inventory.evals(run) if result["checkpoint"]["id"] == id_]
     recipe = dataclasses.asdict(config.model)
     if config.data:
-        recipe |= dataclasses.asdict(config.now(run))
+        recipe |= dataclasses.asdict(config.now(run)) | {"budget": None}  # its steps are known
     text = card.text(evals, recipe, template, eos=eos, data=data, **made)
     with (
         lock.hold(layout.creation_lock(out), f"folder {out}", keep=False),

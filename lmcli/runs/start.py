@@ -25,7 +25,15 @@ from lmcli.config.units import parse_duration, show_count
 from lmcli.dataset.batches import Ahead
 from lmcli.dataset.buckets import Pairs
 from lmcli.dataset.store import Dataset
-from lmcli.errors import LmcliError, MismatchError, RefusedError, UsageError
+from lmcli.errors import (
+    DataError,
+    Interrupted,
+    LmcliError,
+    MismatchError,
+    RefusedError,
+    UsageError,
+    out_of_memory,
+)
 from lmcli.evaluation.evaluate import SplitScorer, decode_pairs
 from lmcli.evaluation.programs import verdicts_on
 from lmcli.inference.engine import Engine
@@ -44,7 +52,7 @@ from lmcli.training.step import gradients
 from lmcli.training.trainer import Evaluate, Trainer, write_status
 
 
-def measure(root: Path, asked: Asked) -> tuple[float, int]:
+def measure(root: Path, asked: Asked, stop: StopRequest) -> tuple[float, int]:
     """Seconds and tokens of a training step here, by a few steps that are thrown away: twelve, or
     four and more until a fortieth of the budget is over."""
     config, dataset, _ = plan(root, asked, say=False)
@@ -66,12 +74,14 @@ def measure(root: Path, asked: Asked) -> tuple[float, int]:
         optimizer.step(0.0)
         working.refresh()
         took.append(time.perf_counter() - began)
+        if stop.requested:
+            raise Interrupted(f"{stop.requested}: before the first step")
         if sum(took) > patience and step >= 3:
             break
     return sorted(took[len(took) // 3 :])[len(took) // 3], tokens  # the first ones warm up
 
 
-def fit_budget(root: Path, asked: Asked) -> Asked:
+def fit_budget(root: Path, asked: Asked, stop: StopRequest) -> Asked:
     """With steps, and a size where no shape is given, that a new run's `budget` allows here.
 
     Of the sizes that can see `ratio` tokens per parameter in time (or k - 1, at most 20), the
@@ -82,34 +92,33 @@ def fit_budget(root: Path, asked: Asked) -> Asked:
     if given.get("budget") is None or asked.data is None:
         return asked
     if "steps" in given:
-        raise UsageError("--budget derives the steps; leave out one of --budget and --steps")
+        raise UsageError("--budget derives the steps; leave out --steps (and LMCLI_STEPS)")
     TrainingConfig(budget=given["budget"])  # whether it is one
     seconds = parse_duration(given["budget"])
     own = asked.preset or asked.origin or given.keys() & SIZES
     by_size = "size" in given or not own
     free = by_size and "size" not in given
     k, size, ratio, found = 2, given.get("size") or 8 * N_BLOCK, RATIO, None
-
-    def wanted(k: int) -> float:
-        return given.get("ratio") or min(RATIO, k - 1.0)
-
-    for _ in range(12):
+    for _ in range(99):
         sized = given | {"size": size, "ratio": ratio} if by_size else given
-        rate, tokens = measure(root, dataclasses.replace(asked, given=sized))
+        try:
+            rate, tokens = measure(root, dataclasses.replace(asked, given=sized), stop)
+        except (MemoryError, RuntimeError, DataError) as error:
+            if not (free and found and (out_of_memory(error) or isinstance(error, DataError))):
+                raise
+            break  # a smaller one fits into the memory or the dataset
         steps = max(1, int(0.95 * seconds / rate))
         before, ratio = ratio, steps * tokens / size
-        if free and found and found[3]["size"] < size and ratio < wanted(k):
+        wanted = given.get("ratio") or min(RATIO, k - 1)
+        if free and found and found[3]["size"] < size and ratio < wanted:
             break  # the size before is the largest
         found = rate, tokens, steps, sized
         if by_size and not 0.5 < ratio / before < 2:
             continue  # with the batch of as many tokens
         if not free:
             break
-        smaller, k = k, k + 1
-        # The parameters go with k^3, the time of a token at most.
-        while ratio * (smaller / (k + 1)) ** 6 >= wanted(k + 1):
-            k += 1
-        size, ratio = N_BLOCK * k**3, max(wanted(k), ratio * (smaller / k) ** 6)
+        k += 1  # the parameters go with k^3, the time of a token at most
+        size, ratio = N_BLOCK * k**3, max(wanted, ratio * (1 - 1 / k) ** 6)
     assert found is not None
     rate, tokens, steps, sized = found
     console.say(f"a step takes {rate:.2f} s here: about {steps:,} steps in {given['budget']}")
@@ -129,9 +138,9 @@ def _sparing(steps: int, seconds: float, per_token: float) -> dict[str, int]:
 Planned = tuple[RunConfig, bytes, dict[str, str], dict[str, Tensor] | None]
 
 
-def new(root: Path, asked: Asked) -> Planned:
+def new(root: Path, asked: Asked, stop: StopRequest) -> Planned:
     """What `create` needs of a new run whose dataset holds at least one batch."""
-    config, dataset, begin = plan(root, fit_budget(root, asked))
+    config, dataset, begin = plan(root, fit_budget(root, asked, stop))
     _problems(config.training, asked)  # refused before there is a run
     config.batches(dataset, Tokenizer.load(dataset.path / layout.TOKENIZER))
     parents = {"dataset": dataset.manifest.id, **dataset.manifest.parents}
@@ -193,7 +202,7 @@ def train(
     if dry_run:
         begun = run.exists() and (any(checkpoint.list_steps(run)) or _fits(root, run, asked))
         if force or not begun:
-            return new(root, asked)[0].as_json()
+            return new(root, asked, stop)[0].as_json()
         stored = RunConfig.trained(run)
         _dataset(root, run, stored, asked)
         current = stored.now(run)
@@ -201,11 +210,11 @@ def train(
         return dataclasses.replace(stored, training=now).as_json()
     with creating(run, root, "run", force):
         if not run.exists():
-            create(run, *new(root, asked))
+            create(run, *new(root, asked, stop))
         elif not any(checkpoint.list_steps(run)) and not _fits(root, run, asked):
             # Nothing is lost when a first try that never saved gives its name to a better one.
             with lock.hold(run / layout.LOCK, f"run {name}"):
-                planned = new(root, asked)
+                planned = new(root, asked, stop)
                 where = files.to_trash(run, root)
             console.say(f"the {name} of before, which had no checkpoint yet, is in {where}")
             create(run, *planned)
@@ -245,7 +254,7 @@ def open_trainer(root: Path, run: Path, asked: Asked) -> Trainer | None:
     current = stored.now(run)
     change = changes(stored, current, asked)
     if asked.origin is not None:
-        with contextlib.suppress(LmcliError):  # it may be gone, or not done yet
+        with contextlib.suppress(LmcliError, OSError):  # it may be gone, or not done yet
             origin = layout.find(root, asked.origin, "run")
             if RunConfig.read(origin).chosen(origin, None)[2] != stored.origin["id"]:
                 console.warn(

@@ -107,7 +107,8 @@ class PairReader:
                     f"{name}: pairs are read from JSONL, CSV or TSV (see --format), or from "
                     "parallel lines by --source and --target"
                 )
-            for number, _, data in reader.units(path, named=not self.config.by_number):
+            keys = [key for side in self.config.keys or () for key in side]
+            for number, _, data in reader.units(path, keys, not self.config.by_number):
                 where = f"{name}:{number}"
                 try:
                     found = list(self._of(record_of(data, where), where))

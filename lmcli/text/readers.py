@@ -98,11 +98,14 @@ class Reader:
         """`--format`, or `jsonl`, `csv`, `tsv`, `code` or `text` by the suffix."""
         return format_of(path) if self.config.format == "auto" else self.config.format
 
-    def units(self, path: Path, named: bool = True) -> Iterator[tuple[int, int, Any]]:
-        """(number, byte offset, content) of a table's rows, or of blocks or lines with text."""
+    def units(
+        self, path: Path, keys: Sequence[str] = (), named: bool = True
+    ) -> Iterator[tuple[int, int, Any]]:
+        """(number, byte offset, content) of a table's rows, or of blocks or lines with text. The
+        `keys` that are read, text's by default, may each name one column only."""
         kind = self.kind(path)
         if kind in TABLES:
-            return self._rows(path, named)
+            return self._rows(path, keys or [self.config.text_key], named)
         if kind not in RECORDS and self.config.document == "block":
             return _blocks(self.lines(path))
         return (line for line in self.lines(path) if line[2].strip())
@@ -137,7 +140,9 @@ class Reader:
             raise DataError(f"{error}; {mend} or use --on-error skip")
         self.skipped += 1
 
-    def _rows(self, path: Path, named: bool) -> Iterator[tuple[int, int, dict[str, str]]]:
+    def _rows(
+        self, path: Path, keys: Sequence[str], named: bool
+    ) -> Iterator[tuple[int, int, dict[str, str]]]:
         """The rows of a table under the names in its header, or under the numbers of its columns;
         quoted line ends are kept."""
         csv.field_size_limit(LONGEST_FIELD)
@@ -160,7 +165,7 @@ class Reader:
                 return
             if not header and named:
                 header = row
-                if twice := [column for column in header if header.count(column) > 1]:
+                if twice := [key for key in keys if header.count(key) > 1]:
                     raise DataError(f"{name}:{first}: two columns are called {twice[0]!r}")
                 continue
             header = header or [str(i + 1) for i in range(len(row))]

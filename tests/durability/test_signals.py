@@ -128,7 +128,7 @@ def test_training_finishes_the_step_saves_and_goes_on(stage, tmp_path, name):
         assert code == 75, (phase, said)
         assert group_is_gone(pid)
         assert "Traceback" not in said and f"lmcli: {name}: " in said, (phase, said)
-        step = int(re.search(r"saved at step (\d+) of 60", said)[1])
+        step = int(re.search(r"at step (\d+)", said)[1])
         status = inventory.status(run)
         assert (status["state"], status["exit"], status["resumable"]) == ("interrupted", 75, True)
         assert status["step"] == step and (step > 0 or phase in ("import", "first step"))
@@ -247,17 +247,20 @@ def test_what_has_nothing_to_save_ends_promptly(stage, tmp_path, name):
     assert ends[0] == ends[1] and not [k for k in ends[0] if ".tmp-" in k]
 
 
-def test_ctrl_c_does_not_wait_for_a_library_that_looks_for_no_signal(tmp_path):
+@pytest.mark.parametrize("seconds", [0.3, 0.9, 3])
+def test_ctrl_c_does_not_wait_for_a_library_that_looks_for_no_signal(tmp_path, seconds):
+    """While it reads, in Python, and after some 2 s while it learns, which would take a minute."""
     text, draw = tmp_path / "novel.txt", random.Random(0)
     text.write_text("".join(chr(draw.randrange(0x4E00, 0x5000)) for _ in range(1_000_000)))
     line = ["tokenizer", "train", text, "--name", "new", "--algorithm", "unigram"]
     process = spawn(*line, root=tmp_path / "root")
     wait(lambda: mapped(process.pid, "tokenizers"), process.pid)
-    time.sleep(3)  # it has read all; learning would take a minute
+    time.sleep(seconds)
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
-    assert time.monotonic() - began < 2 and process.returncode == 130 and "stopped" in said
+    assert time.monotonic() - began < 5 and process.returncode == 130
+    assert said.endswith("lmcli: stopped\n") and "FATAL" not in said
     assert group_is_gone(process.pid) and not list(tmp_path.glob("root/tokenizers/[!.]*"))
 
 
