@@ -33,7 +33,7 @@ NAME = "quickstart"
 PANGRAM = "The quick brown fox jumps over the lazy dog"
 # What the standard library has that is not prose or code to learn from.
 EXCLUDE = ("test", "tests", "idle_test", "site-packages", "dist-packages", "encodings")
-# Of the budget, on the clock; what comes before and after takes the rest.
+# Of the budget: until training ends, and of the second run; what comes after takes the rest.
 TRAINING_SHARE, SUMMARIES_SHARE = 0.68, 0.1
 SUMMARIES = {"task": "summarization", "batch_tokens": 2048}
 SUMMARIES |= {"optimizer": "muon", "lr": 0.005, "schedule": "linear"}

@@ -115,7 +115,7 @@ def fit_budget(root: Path, asked: Asked, stop: StopRequest) -> Asked:
         found = rate, tokens, steps, sized
         if by_size and not 0.5 < ratio / before < 2:
             continue  # with the batch of as many tokens
-        if not free:
+        if not free or ratio < wanted:
             break
         k += 1  # the parameters go with k^3, the time of a token at most
         size, ratio = N_BLOCK * k**3, max(wanted, ratio * (1 - 1 / k) ** 6)
