@@ -95,6 +95,7 @@ def test_a_shell_completes_and_is_told_of_no_mistake():
     complete = ShellComplete(cli, {}, "lmcli", "_LMCLI_COMPLETE").get_completions
     assert [found.value for found in complete([], "tr")] == ["train"]
     assert "--name" in [found.value for found in complete(["train"], "--na")]
+    assert [found.value for found in complete(["train", "--optimizer"], "m")] == ["muon"]
     assert complete(["trian"], "--na") == []
 
 
