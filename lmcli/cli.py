@@ -4,6 +4,7 @@ Nothing here, and nothing a `--help` needs, imports torch, numpy or rich.
 """
 
 import atexit
+import contextlib
 import io
 import os
 import sys
@@ -138,6 +139,7 @@ def run() -> None:
     code = main()
     if code == 130:  # a library's thread that runs Python would abort the process at a usual exit
         atexit._run_exitfuncs()
-        sys.stdout.flush()
+        with contextlib.suppress(OSError):  # nobody may read any more
+            sys.stdout.flush()
         os._exit(code)
     sys.exit(code)
