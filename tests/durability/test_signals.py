@@ -247,13 +247,18 @@ def test_what_has_nothing_to_save_ends_promptly(stage, tmp_path, name):
     assert ends[0] == ends[1] and not [k for k in ends[0] if ".tmp-" in k]
 
 
-@pytest.mark.parametrize("seconds", [0.3, 0.9, 3])
+@pytest.mark.parametrize("seconds", [0.6, 1, 1.4, 3])
 def test_ctrl_c_does_not_wait_for_a_library_that_looks_for_no_signal(tmp_path, seconds):
-    """While it reads, in Python, and after some 2 s while it learns, which would take a minute."""
+    """While it reads 18 MB, in Python, and while it learns from 3 MB, which would take a minute."""
     text, draw = tmp_path / "novel.txt", random.Random(0)
-    text.write_text("".join(chr(draw.randrange(0x4E00, 0x5000)) for _ in range(1_000_000)))
+    if seconds < 3:
+        words = ["".join(draw.choices("abcdefghijklmnop", k=2 + i % 8)) for i in range(20_000)]
+        text.write_text("\n".join(" ".join(draw.choices(words, k=12)) for _ in range(250_000)))
+    else:
+        text.write_text("".join(chr(draw.randrange(0x4E00, 0x5000)) for _ in range(1_000_000)))
     line = ["tokenizer", "train", text, "--name", "new", "--algorithm", "unigram"]
-    process = spawn(*line, root=tmp_path / "root")
+    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "true"}  # as users have it
+    process = spawn(*line, root=tmp_path / "root", env=environment)
     wait(lambda: mapped(process.pid, "tokenizers"), process.pid)
     time.sleep(seconds)
     began = time.monotonic()
